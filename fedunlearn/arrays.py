@@ -1,0 +1,38 @@
+"""Between a flat vector and Flower's ArrayRecord."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+
+from fedunlearn.params import Array as NumpyArray
+from fedunlearn.params import Layout, Vector
+
+
+def to_arrays(
+    vector: Vector, layout: Layout, carried: Mapping[str, Array] | None = None
+) -> ArrayRecord:
+    """Return ``vector``, shape ``(P,)``, as named arrays.
+
+    Args:
+        vector: The model.
+        layout: Its names and shapes.
+        carried: Integer arrays that travel beside the vector, passed on as they are.
+    """
+    named = {name: Array(np.asarray(a)) for name, a in layout.unflatten(vector).items()}
+    return ArrayRecord({**named, **(carried or {})})
+
+
+def from_arrays(arrays: ArrayRecord, layout: Layout) -> Vector:
+    """Return the floating-point arrays of a record as a new vector, shape ``(P,)``."""
+    return layout.flatten(numpy_arrays(arrays))
+
+
+def numpy_arrays(arrays: ArrayRecord) -> dict[str, NumpyArray]:
+    """Return name -> NumPy array, each a copy of the record's bytes."""
+    return {name: array.numpy() for name, array in arrays.items()}
+
+
+def carried_arrays(arrays: ArrayRecord, layout: Layout) -> dict[str, Array]:
+    """Return the arrays of a record that are not part of the vector."""
+    return {name: array for name, array in arrays.items() if name not in layout.names}

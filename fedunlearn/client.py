@@ -1,0 +1,109 @@
+"""A Flower ClientApp built from a LocalTask, and the question who a node is.
+
+The messages are Flower's own: ``arrays`` and ``config`` go out, ``arrays`` and
+``metrics`` come back. The config may hold ``server-round``, ``seed``, ``epochs`` and
+``proximal-mu``; the metrics hold ``num-examples``, ``num-steps``, ``num-samples`` and
+``train-loss``.
+"""
+
+import torch
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+from torch.nn import functional
+
+from fedunlearn.arrays import from_arrays, to_arrays
+from fedunlearn.history import ClientId
+from fedunlearn.models.state import load, tensor_view
+from fedunlearn.params import Vector
+from fedunlearn.task import LocalTask, LocalWork
+
+IDENTIFY = "fedunlearn_identify"
+"""Action of the query that asks a node for its partition id."""
+
+
+def add_identity(app: ClientApp) -> ClientApp:
+    """Let ``app`` tell which client it is: the one line an existing ClientApp needs."""
+
+    @app.query(IDENTIFY)
+    def identify(message: Message, context: Context) -> Message:
+        answer = ConfigRecord({"partition-id": partition_of(context)})
+        return Message(RecordDict({"client": answer}), reply_to=message)
+
+    return app
+
+
+def client_app(task: LocalTask) -> ClientApp:
+    """Return the ClientApp of a task: train, evaluate and identify."""
+    app = add_identity(ClientApp())
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        model, config = _model_and_config(message, task)
+        result = task.train(partition_of(context), model, _work(config))
+        metrics = MetricRecord(
+            {
+                "num-examples": result.num_examples,
+                "num-steps": result.num_steps,
+                "num-samples": result.num_samples,
+                "train-loss": result.loss,
+            }
+        )
+        arrays = to_arrays(result.model, task.layout)
+        return Message(
+            RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message
+        )
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        model, _ = _model_and_config(message, task)
+        metrics = evaluate_holdout(task, partition_of(context), model)
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    return app
+
+
+def evaluate_holdout(task: LocalTask, client: ClientId, model: Vector) -> MetricRecord:
+    """Return loss and accuracy of ``model`` on the client's held-out data."""
+    data, module = task.clients[client], task.module()
+    load(module, task.layout, model)
+    count = len(data.y_holdout)
+    if count == 0:
+        return MetricRecord({"num-examples": 0, "loss": 0.0, "accuracy": 0.0})
+    with torch.no_grad():
+        logits = module(tensor_view(data.x_holdout))
+    labels = tensor_view(data.y_holdout)
+    return MetricRecord(
+        {
+            "num-examples": count,
+            "loss": float(functional.cross_entropy(logits, labels)),
+            "accuracy": float((logits.argmax(1) == labels).double().mean()),
+        }
+    )
+
+
+def partition_of(context: Context) -> ClientId:
+    """Return the partition id a runtime gave this node."""
+    return int(context.node_config["partition-id"])
+
+
+def _model_and_config(message: Message, task: LocalTask) -> tuple[Vector, ConfigRecord]:
+    arrays: ArrayRecord = next(iter(message.content.array_records.values()))
+    config = next(iter(message.content.config_records.values()), ConfigRecord())
+    return from_arrays(arrays, task.layout), config
+
+
+def _work(config: ConfigRecord) -> LocalWork:
+    epochs = config.get("epochs")
+    return LocalWork(
+        seed=int(config.get("seed", 0)),  # type: ignore[arg-type]
+        round_index=int(config.get("server-round", 1)),  # type: ignore[arg-type]
+        epochs=None if epochs is None else float(epochs),  # type: ignore[arg-type]
+        proximal_mu=float(config.get("proximal-mu", 0.0)),  # type: ignore[arg-type]
+    )

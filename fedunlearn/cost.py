@@ -1,0 +1,213 @@
+"""The meter: what a method used is counted by whoever runs it, never by the method."""
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+
+import numpy as np
+
+from fedunlearn.errors import LeaverContactError, RunError
+from fedunlearn.history import (
+    Broadcasts,
+    ClientId,
+    Kept,
+    RoundArrays,
+    RoundRecord,
+    UpdateHistory,
+)
+from fedunlearn.method import (
+    RemainingClients,
+    UnlearningContext,
+    UnlearningMethod,
+    check_requirements,
+)
+from fedunlearn.params import Layout, Matrix, Vector
+from fedunlearn.updates import Updates
+
+_FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnlearningCost:
+    """What one run used.
+
+    Attributes:
+        client_rounds: Local trainings: clients times rounds.
+        local_steps: Optimiser steps at the clients.
+        examples: Examples passed through a model at the clients.
+        bytes_down: Model bytes sent to clients.
+        bytes_up: Model bytes that came back.
+        server_seconds: Wall-clock seconds outside the clients.
+        wall_seconds: Wall-clock seconds in all.
+        history_bytes: Bytes of recorded models and updates that were read, each once:
+            what the server has to have kept.
+    """
+
+    client_rounds: int = 0
+    local_steps: int = 0
+    examples: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    server_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    history_bytes: int = 0
+
+    def ratio_to(self, other: "UnlearningCost") -> dict[str, float | None]:
+        """Return each quantity over ``other``'s; None where that is zero."""
+        own, base = asdict(self), asdict(other)
+        return {k: own[k] / base[k] if base[k] else None for k in own}
+
+
+COST_NAMES = tuple(f.name for f in fields(UnlearningCost))
+"""The quantities of a cost, in the order of every table."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnlearningOutcome:
+    """The unlearned model, shape ``(P,)``, and its price."""
+
+    model: Vector
+    cost: UnlearningCost
+
+
+@dataclass(slots=True)
+class MeteredClients:
+    """Counts what passes through ``inner`` and lets nobody reach a leaver."""
+
+    inner: RemainingClients
+    forget: frozenset[ClientId]
+    seconds: float = 0.0
+    used: UnlearningCost = field(default_factory=UnlearningCost)
+
+    @property
+    def ids(self) -> frozenset[ClientId]:
+        """The ids of the clients that stay."""
+        return self.inner.ids - self.forget
+
+    def train(
+        self,
+        model: Vector,
+        ids: Collection[ClientId],
+        *,
+        round_index: int,
+        epochs: float | None = None,
+    ) -> Updates:
+        """Train through ``inner`` and count."""
+        if gone := sorted(self.forget.intersection(ids)):
+            raise LeaverContactError(
+                f"client {gone[0]} is to be forgotten and cannot be asked to train"
+            )
+        start = time.perf_counter()
+        updates = self.inner.train(model, ids, round_index=round_index, epochs=epochs)
+        self.seconds += time.perf_counter() - start
+        self._count(updates, len(ids))
+        return updates
+
+    def _count(self, updates: Updates, asked: int) -> None:
+        model_bytes = updates.before.size * _FLOAT32_BYTES
+        self.used = replace(
+            self.used,
+            client_rounds=self.used.client_rounds + len(updates.clients),
+            local_steps=self.used.local_steps + int(updates.num_steps.sum()),
+            examples=self.used.examples + int(updates.num_samples.sum()),
+            bytes_down=self.used.bytes_down + asked * model_bytes,
+            bytes_up=self.used.bytes_up + len(updates.clients) * model_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MeteredArrays:
+    """Notes which vectors of a round are read: ``(round, row)``, row -1 the model."""
+
+    inner: RoundArrays
+    index: int
+    count: int
+    read: set[tuple[int, int]]
+
+    def broadcast(self) -> Vector:
+        """Read the model sent out."""
+        self.read.add((self.index, -1))
+        return self.inner.broadcast()
+
+    def updates(self) -> Matrix:
+        """Read all updates."""
+        self.read.update((self.index, row) for row in range(self.count))
+        return self.inner.updates()
+
+    def rows(self, positions: Sequence[int]) -> Matrix:
+        """Read some updates."""
+        self.read.update((self.index, row) for row in positions)
+        return self.inner.rows(positions)
+
+
+@dataclass(frozen=True, slots=True)
+class MeteredHistory:
+    """A history that remembers what was read from it."""
+
+    inner: UpdateHistory
+    read: set[tuple[int, int]] = field(default_factory=set)
+
+    @property
+    def layout(self) -> Layout:
+        """Names and shapes of the recorded model's arrays."""
+        return self.inner.layout
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """Indices of the recorded rounds, ascending."""
+        return self.inner.rounds
+
+    @property
+    def keeps(self) -> tuple[Kept, Broadcasts]:
+        """What the history holds."""
+        return self.inner.keeps
+
+    def round(self, index: int) -> RoundRecord:
+        """Return one round, watched."""
+        record = self.inner.round(index)
+        arrays = MeteredArrays(record.arrays, index, len(record.clients), self.read)
+        return replace(record, arrays=arrays)
+
+    def rounds_of(self, client: ClientId) -> tuple[int, ...]:
+        """Return the rounds in which the client's update was aggregated."""
+        return self.inner.rounds_of(client)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the distinct vectors read."""
+        return len(self.read) * self.layout.size * _FLOAT32_BYTES
+
+
+def run_unlearning(
+    method: UnlearningMethod, model: Vector, ctx: UnlearningContext
+) -> UnlearningOutcome:
+    """Run ``method`` behind the meter.
+
+    Raises:
+        RequirementError: If the history or the clients cannot serve it; nothing ran.
+        RunError: If it returns a model of another shape or one that is not finite.
+    """
+    check_requirements(method, ctx)
+    clients = MeteredClients(ctx.clients, ctx.forget)
+    history = MeteredHistory(ctx.history)
+    start = time.perf_counter()
+    result = method.unlearn(model, replace(ctx, clients=clients, history=history))
+    wall = time.perf_counter() - start
+    _check_model(result, model, type(method).__name__)
+    cost = replace(
+        clients.used,
+        wall_seconds=wall,
+        server_seconds=wall - clients.seconds,
+        history_bytes=history.nbytes,
+    )
+    return UnlearningOutcome(result, cost)
+
+
+def _check_model(result: Vector, model: Vector, name: str) -> None:
+    if result.shape != model.shape or result.dtype != model.dtype:
+        raise RunError(
+            f"{name} returned {result.dtype} {result.shape}, "
+            f"not {model.dtype} {model.shape}"
+        )
+    if not np.isfinite(result).all():
+        raise RunError(f"{name} diverged: its model is not finite")

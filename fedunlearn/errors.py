@@ -1,0 +1,79 @@
+"""Every error this project raises on purpose.
+
+::
+
+    FedUnlearnError
+    ├── RequestError            the request was wrong (exit code 2)
+    │   ├── ConfigError         a configuration key or value
+    │   ├── UnknownNameError    a method, data set, model or client nobody knows
+    │   ├── DataError           data that is missing or malformed
+    │   └── RequirementError    a method needs more than the history or setting offers
+    └── RunError                the run failed (exit code 1)
+        ├── EmptyRoundError     nobody answered
+        ├── HistoryError        a history that is missing, damaged or in use
+        └── LeaverContactError  a method tried to reach a client that asked to leave
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FedUnlearnError(Exception):
+    """Root of the tree; its text is one sentence meant for a person."""
+
+
+class RequestError(FedUnlearnError):
+    """What was asked for cannot be done as asked."""
+
+
+class ConfigError(RequestError):
+    """A configuration key is unknown or its value is not allowed."""
+
+
+class UnknownNameError(RequestError):
+    """A name that stands in no table."""
+
+    @classmethod
+    def of(cls, kind: str, name: object, known: Iterable[object]) -> "UnknownNameError":
+        """Return the error for ``name``, with the nearest known name and all of them.
+
+        Args:
+            kind: What was looked up, in the singular: "method", "data set".
+            name: What was asked for.
+            known: The names that would have been right.
+        """
+        names = [str(k) for k in known]
+        return cls(
+            f"unknown {kind} {str(name)!r}{did_you_mean(str(name), names)} "
+            f"(known: {', '.join(names) or 'none'})"
+        )
+
+
+class DataError(RequestError):
+    """Data is missing, unreadable or not what the scenario needs."""
+
+
+class RequirementError(RequestError):
+    """An unlearning method needs something that this history or setting lacks."""
+
+
+class RunError(FedUnlearnError):
+    """The request was right, the run was not."""
+
+
+class EmptyRoundError(RunError):
+    """No client of a round gave a usable answer."""
+
+
+class HistoryError(RunError):
+    """The recorded history is missing, damaged or used against its rules."""
+
+
+class LeaverContactError(RunError):
+    """A method asked a client that is to be forgotten."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest of ``known``, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""

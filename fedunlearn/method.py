@@ -1,0 +1,219 @@
+"""The extension point: one unlearning method.
+
+A method is a frozen dataclass whose fields are its hyper-parameters and which maps a
+trained model to one without the leavers' influence. It never writes to its arguments,
+draws only from ``ctx.rng``, reads no clock, file or environment, and reaches clients
+only through ``ctx.clients``. ``fedunlearn.cost.run_unlearning`` runs it and meters it.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Protocol, get_args
+
+import numpy as np
+
+from fedunlearn.errors import EmptyRoundError, RequestError, RequirementError
+from fedunlearn.history import Broadcasts, ClientId, Kept, UpdateHistory
+from fedunlearn.params import Layout, Vector
+from fedunlearn.schedule import TrainingSchedule
+from fedunlearn.updates import Server, Updates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnlearningRequest:
+    """Who is to be forgotten, and why.
+
+    Attributes:
+        clients: The leavers.
+        reason: Free text for the record, such as "withdrawal" or "poisoning".
+    """
+
+    clients: frozenset[ClientId]
+    reason: str = "withdrawal"
+
+    def check(self, known: Collection[ClientId]) -> None:
+        """Raise RequestError unless some, known and not all clients leave."""
+        if not self.clients:
+            raise RequestError("nobody is to be forgotten: name at least one client")
+        if strangers := sorted(self.clients - set(known)):
+            raise RequestError(
+                f"client {strangers[0]} is not one of the {len(known)} known clients"
+            )
+        if self.clients >= set(known):
+            raise RequestError(
+                f"all {len(known)} clients are leaving: there is nothing left to keep, "
+                "retire the model instead"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requires:
+    """What a method needs before it can start.
+
+    Attributes:
+        updates: Whose recorded updates.
+        broadcasts: Which of the models that were sent out.
+        clients: Whether remaining clients must answer.
+        leaver: Whether the leaver must answer.
+    """
+
+    updates: Kept = "none"
+    broadcasts: Broadcasts = "none"
+    clients: bool = False
+    leaver: bool = False
+
+    def __or__(self, other: "Requires") -> "Requires":
+        """Return what both together need."""
+        return Requires(
+            updates=max(self.updates, other.updates, key=get_args(Kept).index),
+            broadcasts=max(
+                self.broadcasts, other.broadcasts, key=get_args(Broadcasts).index
+            ),
+            clients=self.clients or other.clients,
+            leaver=self.leaver or other.leaver,
+        )
+
+    def unmet_by(self, history: UpdateHistory) -> tuple[str, ...]:
+        """Return one phrase for each need that the history does not serve."""
+        if self.updates == self.broadcasts == "none":
+            return ()
+        if not history.rounds:
+            return ("at least one recorded round",)
+        updates, broadcasts = history.keeps
+        unmet = []
+        if get_args(Kept).index(updates) < get_args(Kept).index(self.updates):
+            unmet.append(f"updates of {self.updates} (kept: {updates})")
+        order = get_args(Broadcasts)
+        if order.index(broadcasts) < order.index(self.broadcasts):
+            unmet.append(f"{self.broadcasts} broadcasts (kept: {broadcasts})")
+        return tuple(unmet)
+
+
+class RemainingClients(Protocol):
+    """The clients that stay: the only way a method can spend compute."""
+
+    @property
+    def ids(self) -> frozenset[ClientId]:
+        """The ids of the clients that stay."""
+        ...
+
+    def train(
+        self,
+        model: Vector,
+        ids: Collection[ClientId],
+        *,
+        round_index: int,
+        epochs: float | None = None,
+    ) -> Updates:
+        """Train ``model`` locally on each of ``ids``.
+
+        Args:
+            model: The model to start from, shape ``(P,)``.
+            ids: Whom to ask.
+            round_index: The round, from 1, whose batch order the clients use. The same
+                round gives the same order as in the recorded training.
+            epochs: Local epochs, may be a fraction; None takes the recorded number.
+
+        Raises:
+            LeaverContactError: If a leaver is among ``ids``.
+            EmptyRoundError: If nobody gave a usable answer.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnlearningContext:
+    """All that a method may look at.
+
+    Attributes:
+        history: What was recorded.
+        forget: The leavers.
+        clients: The remaining clients, metered.
+        schedule: How the model was trained.
+        new_server: Makes the server rule that trained the model, with fresh state.
+        layout: Names and shapes of the model's arrays.
+        rng: The method's only source of randomness.
+    """
+
+    history: UpdateHistory
+    forget: frozenset[ClientId]
+    clients: RemainingClients
+    schedule: TrainingSchedule
+    new_server: Callable[[], Server]
+    layout: Layout
+    rng: np.random.Generator
+
+    @property
+    def initial_model(self) -> Vector:
+        """The model sent out in the first recorded round, shape ``(P,)``."""
+        return self.history.round(self.history.rounds[0]).broadcast
+
+    def staying(self, clients: Iterable[ClientId]) -> tuple[ClientId, ...]:
+        """Return those of ``clients`` who are not to be forgotten, in their order."""
+        return tuple(c for c in clients if c not in self.forget)
+
+
+class UnlearningMethod(Protocol):
+    """Maps a trained model to one without the leavers' influence."""
+
+    @property
+    def requires(self) -> Requires:
+        """What must be there before the method can start."""
+        ...
+
+    def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
+        """Return a new model, shape ``(P,)``; ``model`` is the final global one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Runs methods one after another, each on the model the last one returned."""
+
+    steps: tuple[UnlearningMethod, ...]
+
+    @property
+    def requires(self) -> Requires:
+        """What all steps together need."""
+        needs = Requires()
+        for step in self.steps:
+            needs = needs | step.requires
+        return needs
+
+    def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
+        """Thread ``model`` through every step."""
+        for step in self.steps:
+            model = step.unlearn(model, ctx)
+        return model
+
+
+def continue_training(
+    model: Vector,
+    ctx: UnlearningContext,
+    rounds: Iterable[int],
+    server: Server | None = None,
+) -> Vector:
+    """Return ``model`` after federated training on the remaining clients.
+
+    Args:
+        model: Where to start, shape ``(P,)``.
+        ctx: Whose clients, schedule and server rule are used.
+        rounds: Indices of the rounds to train; they fix cohorts and batch orders.
+        server: The server rule with its state so far; None starts a fresh one.
+    """
+    server = ctx.new_server() if server is None else server
+    for index in rounds:
+        ids = ctx.schedule.cohort(index, ctx.clients.ids)
+        if not ids:
+            raise EmptyRoundError(f"round {index} has nobody left to train")
+        model = server.step(ctx.clients.train(model, ids, round_index=index))
+    return model
+
+
+def check_requirements(method: UnlearningMethod, ctx: UnlearningContext) -> None:
+    """Raise RequirementError if the context cannot serve the method."""
+    unmet = list(method.requires.unmet_by(ctx.history))
+    if method.requires.clients and not ctx.clients.ids - ctx.forget:
+        unmet.append("at least one remaining client")
+    if unmet:
+        raise RequirementError(f"{type(method).__name__} needs {' and '.join(unmet)}")

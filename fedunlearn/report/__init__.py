@@ -1,0 +1,34 @@
+"""What a comparison found: the HTML report and tables for docs and papers."""
+
+from fedunlearn.report.comparison import Comparison, compare
+from fedunlearn.report.page import ReportInput, render_report
+from fedunlearn.report.summary import (
+    RETRAIN,
+    TRAINED,
+    Estimate,
+    MethodSummary,
+    estimate,
+    format_estimate,
+    gap_to_retrain,
+    seed_distance,
+    summarise,
+)
+from fedunlearn.report.tables import latex_table, markdown_table
+
+__all__ = [
+    "RETRAIN",
+    "TRAINED",
+    "Comparison",
+    "Estimate",
+    "MethodSummary",
+    "ReportInput",
+    "compare",
+    "estimate",
+    "format_estimate",
+    "gap_to_retrain",
+    "latex_table",
+    "markdown_table",
+    "render_report",
+    "seed_distance",
+    "summarise",
+]

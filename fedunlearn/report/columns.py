@@ -1,0 +1,217 @@
+"""What the columns of the comparison are, and how each kind of number is written."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from fedunlearn.report.summary import Estimate, format_estimate
+
+Kind = Literal["percent", "points", "number", "count", "ratio", "bytes", "seconds"]
+Source = Literal["metrics", "gap", "cost", "ratio"]
+
+_MANY, _TINY = 100, 0.01
+_PREFIXES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column.
+
+    Attributes:
+        name: The metric or quantity in a row of ``results.json``.
+        source: Where it stands: among metrics or costs, or a paired gap or ratio.
+        group: Heading over several columns.
+        title: Its heading.
+        kind: How its numbers are written.
+        note: What its sign and direction mean, one sentence.
+    """
+
+    name: str
+    source: Source
+    group: str
+    title: str
+    kind: Kind
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How the numbers of one column are written, the same in every row."""
+
+    factor: float
+    digits: int
+    unit: str
+    signed: bool = False
+
+    def text(self, e: Estimate | None) -> str:
+        """Return the cell's text."""
+        scaled = None if e is None else e.times(self.factor)
+        return format_estimate(scaled, self.digits, signed=self.signed)
+
+
+COLUMNS = (
+    Column(
+        "test_accuracy",
+        "metrics",
+        "Accuracy",
+        "test",
+        "percent",
+        note="Accuracy on held-out data of everybody; higher is better.",
+    ),
+    Column(
+        "retain_accuracy",
+        "metrics",
+        "Accuracy",
+        "retain",
+        "percent",
+        note="Accuracy on the training data of those who stay; higher is better.",
+    ),
+    Column(
+        "forget_accuracy",
+        "metrics",
+        "Accuracy",
+        "forget",
+        "percent",
+        note="Accuracy on the leaver's training data; best where retrain's is.",
+    ),
+    Column(
+        "forget_holdout_accuracy",
+        "metrics",
+        "Accuracy",
+        "holdout",
+        "percent",
+        note="Accuracy on data of the leaver that nobody trained on: what a model "
+        "knows about such data without having seen it.",
+    ),
+    Column(
+        "forget_accuracy",
+        "gap",
+        "Gap to retrain",
+        "forget",
+        "points",
+        note="Forget accuracy minus retrain's with the same seed, in percentage "
+        "points. Above 0 the leaver's data is still recognised; below 0 the model is "
+        "worse on it than one that never saw it. Both signs are failures.",
+    ),
+    Column(
+        "l2_to_retrain",
+        "metrics",
+        "Distance to retrain",
+        "L2",
+        "number",
+        note="Euclidean distance between the parameters; 0 is the same model.",
+    ),
+    Column(
+        "cosine_to_retrain",
+        "metrics",
+        "Distance to retrain",
+        "cosine",
+        "number",
+        note="Cosine distance between the parameters; 0 is the same direction.",
+    ),
+    Column(
+        "disagreement_with_retrain",
+        "metrics",
+        "Distance to retrain",
+        "disagree",
+        "percent",
+        note="Share of examples on which the two predict different classes; 0 is the "
+        "same answers.",
+    ),
+    Column(
+        "backdoor_success",
+        "metrics",
+        "Attack",
+        "backdoor",
+        "percent",
+        note="Share of triggered inputs that get the class the leaver planted; best "
+        "where retrain's is.",
+    ),
+    Column(
+        "client_rounds",
+        "cost",
+        "Cost",
+        "client-rounds",
+        "count",
+        note="Local trainings asked of clients: clients times rounds.",
+    ),
+    Column(
+        "client_rounds",
+        "ratio",
+        "Cost",
+        "vs. retrain",
+        "ratio",
+        note="Client-rounds over those of retraining with the same seed; below 1 is "
+        "cheaper.",
+    ),
+    Column(
+        "bytes_moved",
+        "cost",
+        "Cost",
+        "traffic",
+        "bytes",
+        note="Model bytes sent to clients and back, up plus down.",
+    ),
+    Column(
+        "history_bytes",
+        "cost",
+        "Cost",
+        "history",
+        "bytes",
+        note="Recorded models and updates that were read: what the server has to "
+        "have kept.",
+    ),
+    Column(
+        "wall_seconds",
+        "cost",
+        "Cost",
+        "wall",
+        "seconds",
+        note="Wall-clock time on the machine that made this report.",
+    ),
+)
+"""The main comparison, left to right."""
+
+LOSS_COLUMNS = (
+    Column("test_loss", "metrics", "Loss", "test", "number"),
+    Column("retain_loss", "metrics", "Loss", "retain", "number"),
+    Column("forget_loss", "metrics", "Loss", "forget", "number"),
+    Column("forget_holdout_loss", "metrics", "Loss", "holdout", "number"),
+    Column("forget_loss", "gap", "Gap to retrain", "forget", "number"),
+)
+"""The same for the mean loss."""
+
+
+def style_of(column: Column, estimates: Iterable[Estimate | None]) -> Style:
+    """Return unit and decimals that suit all numbers of a column."""
+    sizes = [abs(e.mean) for e in estimates if e and math.isfinite(e.mean)]
+    largest = max(sizes, default=0.0)
+    signed = column.source == "gap"
+    if column.kind == "bytes":
+        return bytes_style(largest)
+    if column.kind == "count":
+        whole = largest >= _MANY or all(s.is_integer() for s in sizes)
+        return Style(1.0, 0 if whole else 1, "")
+    if column.kind == "ratio":
+        tiny = any(0 < s < _TINY for s in sizes)
+        return Style(1.0, 3 if tiny else 2, "×")  # noqa: RUF001
+    if column.kind in ("percent", "points"):
+        return Style(100.0, 1, "pp" if signed else "%", signed)
+    unit, most = ("s", 2) if column.kind == "seconds" else ("", 5)
+    return Style(1.0, decimals(largest, most), unit, signed)
+
+
+def decimals(largest: float, most: int = 5) -> int:
+    """Return the decimals that show three significant digits of ``largest``."""
+    if largest <= 0:
+        return 0
+    return min(max(2 - math.floor(math.log10(largest)), 0), most)
+
+
+def bytes_style(largest: float) -> Style:
+    """Return the decimal unit that suits ``largest`` bytes."""
+    for size, unit in _PREFIXES:
+        if largest >= size:
+            return Style(1 / size, decimals(largest / size), unit)
+    return Style(1.0, 0, "B")

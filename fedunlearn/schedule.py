@@ -1,0 +1,40 @@
+"""How the federation was trained: what a method needs to know to train like it."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from fedunlearn.history import ClientId
+from fedunlearn.rng import derive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSchedule:
+    """The recorded training run in numbers.
+
+    Attributes:
+        seed: The run's seed; every client's batch order derives from it.
+        rounds: Rounds that were trained, T.
+        epochs: Local epochs a client trains a round, E.
+        clients_per_round: Clients asked a round; None asks all.
+    """
+
+    seed: int
+    rounds: int
+    epochs: float
+    clients_per_round: int | None = None
+
+    def cohort(
+        self, round_index: int, candidates: Collection[ClientId]
+    ) -> tuple[ClientId, ...]:
+        """Return who is asked in a round, ascending.
+
+        Every client draws one number for the round and the smallest numbers are asked.
+        Without one client the others keep their numbers, so only the next in line moves
+        up: the cohorts with and without a leaver differ in one place.
+        """
+        ordered = sorted(candidates)
+        if self.clients_per_round is None or len(ordered) <= self.clients_per_round:
+            return tuple(ordered)
+        lots = derive(self.seed, "cohort", round_index).random(ordered[-1] + 1)
+        chosen = sorted(ordered, key=lambda c: (lots[c], c))[: self.clients_per_round]
+        return tuple(sorted(chosen))

@@ -1,0 +1,5 @@
+"""Flower grids that run client apps here: in this process or on Ray actors."""
+
+from simulations.engine.grid import SimulationGrid
+
+__all__ = ["SimulationGrid"]

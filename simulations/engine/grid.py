@@ -1,0 +1,169 @@
+"""A Flower Grid whose nodes are simulated clients."""
+
+from collections.abc import Iterable
+from itertools import count
+from types import TracebackType
+from typing import Self, final
+
+from flwr.app import Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from typing_extensions import override
+
+from fedunlearn.errors import ConfigError, RunError
+from fedunlearn.flower_compat import NODE_UNAVAILABLE, claim_identity, with_id
+from simulations.engine.threads import one_thread
+from simulations.engine.worker import Answer, Backend, ClientWorker, Job
+
+
+@final
+class SimulationGrid(Grid):
+    """Runs any ClientApp for any Flower strategy, without a SuperLink.
+
+    Client ``i`` of ``num_clients`` has partition id ``i`` and node id ``i + 1``.
+    Use it in a ``with`` statement::
+
+        with SimulationGrid(app, num_clients=10, workers=2) as grid:
+            FedAvg().start(grid, initial_arrays, num_rounds=3)
+
+    Args:
+        client_app: The ClientApp of every client, ours or a user's.
+        num_clients: Number of clients.
+        workers: 0 runs the clients in this process, N on N Ray actors; the results are
+            the same bits.
+
+    Raises:
+        ConfigError: If there is no client or a negative number of workers.
+    """
+
+    def __init__(
+        self, client_app: ClientApp, *, num_clients: int, workers: int = 0
+    ) -> None:
+        if num_clients < 1:
+            raise ConfigError(f"a grid needs at least one client, got {num_clients}")
+        if workers < 0:
+            raise ConfigError(f"engine.workers must not be negative, got {workers}")
+        claim_identity()
+        self._app = client_app
+        self._num_clients = num_clients
+        self._workers = workers
+        self._threads = one_thread()
+        self._backend: Backend | None = None
+        self._states: dict[int, RecordDict] = {}
+        self._message_ids = count(1)
+        self._replies: dict[str, Message] = {}
+        self._run: Run | None = None
+
+    def __enter__(self) -> Self:
+        """Start the backend."""
+        self._threads.__enter__()
+        if self._workers == 0:
+            self._backend = ClientWorker(self._app, self._num_clients)
+        else:
+            from simulations.engine.ray_pool import RayPool
+
+            self._backend = RayPool(self._app, self._num_clients, self._workers)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the backend."""
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+        self._threads.__exit__(kind, error, trace)
+
+    @override
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    @override
+    def run(self) -> Run:
+        if self._run is None:
+            raise RunError("this grid was given no Flower run (grid.set_run)")
+        return self._run
+
+    @override
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    @override
+    def get_node_ids(self) -> range:
+        return range(1, self._num_clients + 1)
+
+    @override
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        replies = self._exchange(list(messages))
+        self._replies.update(replies)
+        return list(replies)
+
+    @override
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._replies.pop(i) for i in message_ids if i in self._replies]
+
+    @override
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Run the messages' clients; replies come in the order of the messages.
+
+        A simulated client always answers, so ``timeout`` has no effect.
+        """
+        return list(self._exchange(list(messages)).values())
+
+    def _exchange(self, messages: list[Message]) -> dict[str, Message]:
+        """Return message id -> reply, in the order of the messages."""
+        if self._backend is None:
+            raise RunError("a SimulationGrid works inside its with statement only")
+        numbered = [with_id(m, str(next(self._message_ids))) for m in messages]
+        there = [
+            m for m in numbered if 1 <= m.metadata.dst_node_id <= self._num_clients
+        ]
+        contents = {id(m.content): m.content for m in there}
+        positions = {key: at for at, key in enumerate(contents)}
+        jobs = [self._job(m, positions[id(m.content)]) for m in there]
+        answers = self._backend.run(jobs, list(contents.values()))
+        found = {
+            m.metadata.message_id: self._reply(m, answer)
+            for m, answer in zip(there, answers, strict=True)
+        }
+        return {
+            m.metadata.message_id: found.get(m.metadata.message_id) or _nobody(m)
+            for m in numbered
+        }
+
+    def _job(self, message: Message, content: int) -> Job:
+        node = message.metadata.dst_node_id
+        return Job(
+            node=node,
+            partition=node - 1,
+            content=content,
+            message_type=message.metadata.message_type,
+            message_id=message.metadata.message_id,
+            group_id=message.metadata.group_id,
+            state=self._states.setdefault(node, RecordDict()),
+        )
+
+    def _reply(self, message: Message, answer: Answer) -> Message:
+        self._states[message.metadata.dst_node_id] = answer.state
+        if answer.content is None:
+            return Message(answer.error or Error(0), reply_to=message)
+        return Message(answer.content, reply_to=message)
+
+
+def _nobody(message: Message) -> Message:
+    node = message.metadata.dst_node_id
+    return Message(Error(NODE_UNAVAILABLE, f"no node {node} here"), reply_to=message)

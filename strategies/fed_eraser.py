@@ -1,0 +1,105 @@
+"""FedEraser: calibrated retraining from stored updates.
+
+G. Liu, X. Ma, Y. Yang, C. Wang, J. Liu, "FedEraser: Enabling Efficient Client-Level
+Data Removal from Federated Learning Models", IWQoS 2021, Algorithm 1.
+
+In every retained round t_j the remaining clients train briefly from the model being
+rebuilt, M_j. Their fresh update U^_k gives the direction, the stored one the length::
+
+    U~_k    = ||U_k|| * U^_k / ||U^_k||                  (per client, whole vector)
+    M_{j+1} = M_j + sum_k n_k U~_k / sum_k n_k           (k over remaining clients)
+
+The first round starts from the initial model, which has no trace of the leavers: its
+stored updates are used as they are.
+
+Departures: the printed prefactor 1/((K-1) sum w) is read as a weighted mean, as in the
+paper's text. The mean is taken by the server rule that trained the model. A round in
+which only leavers took part is skipped. The released code differs from the paper: it
+calibrates the unweighted mean of the updates per layer and measures the stored length
+against the model after the aggregation, which shortens its steps about tenfold.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from fedunlearn.history import RoundRecord
+from fedunlearn.method import Requires, UnlearningContext
+from fedunlearn.params import Matrix, Vector, norm
+from fedunlearn.updates import Updates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FedEraser:
+    """Replays every ``interval``-th round with calibrated updates.
+
+    Attributes:
+        interval: Rounds between two retained rounds, the paper's Delta t.
+        calibration_ratio: Local epochs of a calibration over those of training, r.
+        norm_scale: ``stored`` keeps the length of one stored round, as in the paper;
+            ``interval`` multiplies it by ``interval`` to make up for skipped rounds.
+    """
+
+    interval: int = 2
+    calibration_ratio: float = 0.5
+    norm_scale: Literal["stored", "interval"] = "stored"
+    requires: ClassVar[Requires] = Requires(
+        updates="all", broadcasts="initial", clients=True
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse an interval below 1 and a ratio outside (0, 1]."""
+        if self.interval < 1:
+            raise ValueError(f"interval must be at least 1, got {self.interval}")
+        if not 0 < self.calibration_ratio <= 1:
+            raise ValueError(
+                f"calibration_ratio must lie in (0, 1], got {self.calibration_ratio}"
+            )
+
+    def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
+        """Return the rebuilt model."""
+        del model
+        rebuilt, server = ctx.initial_model.copy(), ctx.new_server()
+        retained = ctx.history.rounds[:: self.interval]
+        for index in retained:
+            record = ctx.history.round(index)
+            ids = ctx.staying(record.clients)
+            if not ids:
+                continue
+            if index == retained[0]:
+                updates = Updates.of_deltas(
+                    rebuilt, record.updates_of(ids), ids, record.examples_of(ids)
+                )
+            else:
+                updates = self._calibrated(rebuilt, record, ctx)
+            rebuilt = server.step(updates)
+        return rebuilt
+
+    def _calibrated(
+        self, rebuilt: Vector, record: RoundRecord, ctx: UnlearningContext
+    ) -> Updates:
+        fresh = ctx.clients.train(
+            rebuilt,
+            ctx.staying(record.clients),
+            round_index=record.index,
+            epochs=self.calibration_ratio * ctx.schedule.epochs,
+        )
+        stored = record.updates_of(fresh.clients)
+        factor = self.interval if self.norm_scale == "interval" else 1
+        after = rebuilt + factor * rescaled(fresh.deltas, stored)
+        return replace(fresh, after=after)
+
+
+def rescaled(direction: Matrix, length: Matrix) -> Matrix:
+    """Return each row of ``direction`` with the L2 norm of that row of ``length``.
+
+    Args:
+        direction: Shape ``(K, P)``; a row of zeros stays zero.
+        length: Shape ``(K, P)``.
+    """
+    factors = [
+        norm(stored) / size if (size := norm(fresh)) else 0.0
+        for fresh, stored in zip(direction, length, strict=True)
+    ]
+    return direction * np.array(factors, np.float32)[:, None]

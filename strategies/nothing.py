@@ -1,0 +1,23 @@
+"""Doing nothing: the negative control.
+
+A comparison in which this row looks good has no power to tell forgetting from not
+forgetting.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedunlearn.method import Requires, UnlearningContext
+from fedunlearn.params import Vector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nothing:
+    """Returns the trained model."""
+
+    requires: ClassVar[Requires] = Requires()
+
+    def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
+        """Return a copy of ``model``."""
+        del ctx
+        return model.copy()

@@ -1,0 +1,175 @@
+"""A Flower strategy that remembers every client's update."""
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Protocol, final
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from typing_extensions import override
+
+from fedunlearn.errors import EmptyRoundError
+from fedunlearn.flower_compat import with_own_records
+from fedunlearn.history import ArraysInMemory, ClientId, RoundRecord, SetAside
+from fedunlearn.updates import Updates
+from strategies.directory import Directory
+from strategies.grids import CohortGrid
+from strategies.replies import WEIGHT_KEY, Broadcast, as_updates, sort_replies
+
+Cohort = Callable[[int, Collection[ClientId]], tuple[ClientId, ...]]
+"""Given the round and who is there, tells whom the inner strategy may sample from."""
+
+
+class RoundSink(Protocol):
+    """Where rounds go: a history that can be appended to."""
+
+    def append(self, record: RoundRecord) -> None:
+        """Commit one round."""
+        ...
+
+
+@final
+class RecordingStrategy(Strategy):
+    """Wraps any Flower strategy; training is unchanged, every round is recorded.
+
+    It puts nodes and replies in canonical order (ascending client id), so that results
+    do not depend on who answers first; sets bad replies aside; records the round before
+    it hands the good ones to ``inner``; and keeps withdrawn clients out.
+
+    Args:
+        inner: The strategy that samples and aggregates.
+        history: Where rounds are appended.
+        withdrawn: Clients that are never asked.
+        cohort: Whom ``inner`` may sample from in a round; None means everybody there.
+        directory: Which node is which client; None asks the nodes.
+        weight_key: Name of the example count in a reply's metrics.
+        on_round: Called with every round once it is recorded.
+    """
+
+    def __init__(
+        self,
+        inner: Strategy,
+        history: RoundSink,
+        *,
+        withdrawn: Collection[ClientId] = (),
+        cohort: Cohort | None = None,
+        directory: Directory | None = None,
+        weight_key: str = WEIGHT_KEY,
+        on_round: Callable[[RoundRecord], None] | None = None,
+    ) -> None:
+        self._inner = inner
+        self._history = history
+        self._withdrawn = frozenset(withdrawn)
+        self._cohort = cohort
+        self._directory = Directory() if directory is None else directory
+        self._weight_key = weight_key
+        self._on_round = on_round
+        self._sent: Broadcast | None = None
+
+    @override
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let ``inner`` choose among the cohort; note what is sent to whom."""
+        shown = self._shown(server_round, grid)
+        messages = list(
+            self._inner.configure_train(server_round, arrays, config, shown)
+        )
+        messages.sort(key=lambda m: self._client(m.metadata.dst_node_id))
+        asked = tuple(self._client(m.metadata.dst_node_id) for m in messages)
+        self._sent = Broadcast.of(arrays, asked)
+        return messages
+
+    @override
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Record the round, then let ``inner`` aggregate the good replies.
+
+        Raises:
+            EmptyRoundError: If there is no good reply.
+        """
+        if self._sent is None:
+            raise EmptyRoundError(f"round {server_round} was never configured")
+        good, aside = sort_replies(
+            replies, self._sent, self._directory.client_of, self._weight_key
+        )
+        if not good:
+            raise EmptyRoundError(_nobody(server_round, self._sent, aside))
+        updates = as_updates(good, self._sent)
+        record = _record(server_round, updates, self._sent.asked, aside)
+        self._history.append(record)
+        if self._on_round is not None:
+            self._on_round(record)
+        # Copies: FedMedian and FedTrimmedAvg empty the replies they aggregate.
+        copies = [with_own_records(reply.message) for reply in good]
+        return self._inner.aggregate_train(server_round, copies)
+
+    @override
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let ``inner`` choose among all who did not withdraw."""
+        there = self._directory.refresh(grid)
+        nodes = tuple(n for c, n in there.items() if c not in self._withdrawn)
+        return self._inner.configure_evaluate(
+            server_round, arrays, config, CohortGrid(grid, nodes)
+        )
+
+    @override
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Pass the replies on in canonical order."""
+        known = (
+            (self._directory.client_of(r.metadata.src_node_id), r) for r in replies
+        )
+        ordered = {client: reply for client, reply in known if client is not None}
+        return self._inner.aggregate_evaluate(
+            server_round, [ordered[client] for client in sorted(ordered)]
+        )
+
+    @override
+    def summary(self) -> None:
+        """Log the inner strategy's settings."""
+        self._inner.summary()
+
+    def _shown(self, server_round: int, grid: Grid) -> CohortGrid:
+        there = self._directory.refresh(grid)
+        ids = tuple(c for c in there if c not in self._withdrawn)
+        if self._cohort is not None:
+            ids = self._cohort(server_round, ids)
+        if not ids:
+            raise EmptyRoundError(f"round {server_round} has nobody to ask")
+        return CohortGrid(grid, tuple(there[c] for c in ids))
+
+    def _client(self, node: int) -> ClientId:
+        """Return the client behind a node; strangers, whom nobody asked, come first."""
+        client = self._directory.client_of(node)
+        return -1 if client is None else client
+
+
+def _record(
+    index: int,
+    updates: Updates,
+    asked: tuple[ClientId, ...],
+    aside: list[SetAside],
+) -> RoundRecord:
+    return RoundRecord(
+        index=index,
+        clients=updates.clients,
+        num_examples=updates.num_examples,
+        num_steps=updates.num_steps,
+        num_samples=updates.num_samples,
+        asked=asked,
+        set_aside=tuple(aside),
+        arrays=ArraysInMemory(updates.before, updates.deltas),
+    )
+
+
+def _nobody(index: int, sent: Broadcast, aside: list[SetAside]) -> str:
+    why = "; ".join(f"client {s.client}: {s.reason}" for s in aside[:3])
+    return (
+        f"nobody gave a usable answer in round {index} "
+        f"({len(sent.asked)} asked; {why or 'no reply came'})"
+    )

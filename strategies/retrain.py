@@ -1,0 +1,25 @@
+"""Retraining without the leavers: the reference for every other method.
+
+It starts from the same initial model and gives every remaining client the batch orders
+it had, so that it differs from training by the leavers alone. It equals, bit for bit,
+a training run in which they never existed.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedunlearn.method import Requires, UnlearningContext, continue_training
+from fedunlearn.params import Vector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrain:
+    """Trains from the initial model, never having seen the leavers."""
+
+    requires: ClassVar[Requires] = Requires(broadcasts="initial", clients=True)
+
+    def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
+        """Return the model after as many rounds as were trained."""
+        del model
+        rounds = range(1, ctx.schedule.rounds + 1)
+        return continue_training(ctx.initial_model, ctx, rounds)

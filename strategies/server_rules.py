@@ -1,0 +1,242 @@
+"""The server rules a federation is trained with, each its own configuration.
+
+A rule makes a stock Flower strategy. Training runs that strategy itself; methods replay
+it through ``FlowerServer``, so that both add up the same numbers in the same order.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from flwr.app import Array, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy import Strategy
+
+from fedunlearn.arrays import from_arrays, to_arrays
+from fedunlearn.errors import RunError
+from fedunlearn.flower_compat import claim_identity
+from fedunlearn.params import Layout, Vector
+from fedunlearn.updates import Updates
+from strategies.grids import CohortGrid, NoGrid
+from strategies.replies import WEIGHT_KEY
+
+
+@dataclass(slots=True)
+class FlowerServer:
+    """A Flower strategy used as a server rule for given updates.
+
+    Attributes:
+        strategy: Asks every node it is shown; holds the rule's state.
+        layout: Names and shapes of the model.
+        stateful: Whether a step depends on the steps before it.
+        carried: Integer arrays that travel beside the model.
+    """
+
+    strategy: Strategy
+    layout: Layout
+    stateful: bool
+    carried: Mapping[str, Array] = field(default_factory=dict)
+    _steps: int = 0
+
+    def step(self, updates: Updates) -> Vector:
+        """Return the strategy's aggregate of the updates, shape ``(P,)``."""
+        claim_identity()
+        self._steps += 1
+        before = to_arrays(updates.before, self.layout, self.carried)
+        # Node ids start at 1, a client's is its own id plus one.
+        grid = CohortGrid(NoGrid(), tuple(c + 1 for c in updates.clients))
+        orders = self.strategy.configure_train(
+            self._steps, before, ConfigRecord(), grid
+        )
+        by_node = {order.metadata.dst_node_id: order for order in orders}
+        replies = [self._reply(by_node[c + 1], updates, c) for c in updates.clients]
+        arrays, _ = self.strategy.aggregate_train(self._steps, replies)
+        if arrays is None:
+            raise RunError(f"{type(self.strategy).__name__} gave no model")
+        return from_arrays(arrays, self.layout)
+
+    def _reply(self, order: Message, updates: Updates, client: int) -> Message:
+        row = updates.clients.index(client)
+        content = RecordDict(
+            {
+                "arrays": to_arrays(updates.after[row], self.layout, self.carried),
+                "metrics": MetricRecord({WEIGHT_KEY: int(updates.num_examples[row])}),
+            }
+        )
+        return Message(content, reply_to=order)
+
+
+def client_config(
+    strategy: Strategy, model: Vector, layout: Layout
+) -> dict[str, float]:
+    """Return what the strategy adds to a client's order, such as FedProx's mu.
+
+    Args:
+        strategy: A new one that asks every node it is shown; it is used up.
+        model: Any model, shape ``(P,)``.
+        layout: Its names and shapes.
+    """
+    claim_identity()
+    config = ConfigRecord()
+    grid = CohortGrid(NoGrid(), (1,))
+    list(strategy.configure_train(1, to_arrays(model, layout), config, grid))
+    return {
+        name: value
+        for name, value in config.items()
+        if name != "server-round" and isinstance(value, int | float)
+    }
+
+
+class ServerRule(Protocol):
+    """The configuration of a server rule."""
+
+    @property
+    def stateful(self) -> bool:
+        """Whether a step depends on the steps before it."""
+        ...
+
+    def strategy(self) -> Strategy:
+        """Return a new strategy that asks every node it is shown."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FedAvg:
+    """Mean weighted by example counts (McMahan et al., AISTATS 2017)."""
+
+    stateful: ClassVar[bool] = False
+
+    def strategy(self) -> Strategy:
+        """Return Flower's ``FedAvg``."""
+        return asking_all(flower.FedAvg)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FedProx:
+    """Weighted mean; clients add a proximal term (Li et al., MLSys 2020).
+
+    Attributes:
+        proximal_mu: Weight of the term.
+    """
+
+    proximal_mu: float = 0.1
+    stateful: ClassVar[bool] = False
+
+    def strategy(self) -> Strategy:
+        """Return Flower's ``FedProx``."""
+        return asking_all(flower.FedProx, proximal_mu=self.proximal_mu)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FedAvgM:
+    """Weighted mean with server momentum (Hsu et al., 2019).
+
+    Attributes:
+        lr: Server learning rate.
+        momentum: Server momentum.
+    """
+
+    lr: float = 1.0
+    momentum: float = 0.9
+    stateful: ClassVar[bool] = True
+
+    def strategy(self) -> Strategy:
+        """Return Flower's ``FedAvgM``."""
+        return asking_all(
+            flower.FedAvgM, server_learning_rate=self.lr, server_momentum=self.momentum
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FedAdam:
+    """Adam on the server (Reddi et al., ICLR 2021).
+
+    Attributes:
+        lr: Server learning rate, the paper's eta.
+        beta_1: Decay of the first moment.
+        beta_2: Decay of the second moment.
+        tau: Adaptivity.
+    """
+
+    lr: float = 0.1
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    tau: float = 1e-3
+    stateful: ClassVar[bool] = True
+
+    def strategy(self) -> Strategy:
+        """Return Flower's ``FedAdam``."""
+        return asking_all(
+            flower.FedAdam,
+            eta=self.lr,
+            beta_1=self.beta_1,
+            beta_2=self.beta_2,
+            tau=self.tau,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FedMedian:
+    """Coordinate-wise median (Yin et al., ICML 2018)."""
+
+    stateful: ClassVar[bool] = False
+
+    def strategy(self) -> Strategy:
+        """Return Flower's ``FedMedian``."""
+        return asking_all(flower.FedMedian)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FedTrimmedAvg:
+    """Coordinate-wise trimmed mean (Yin et al., ICML 2018).
+
+    Attributes:
+        beta: Fraction cut off at each end, in [0, 0.5).
+    """
+
+    beta: float = 0.2
+    stateful: ClassVar[bool] = False
+
+    def strategy(self) -> Strategy:
+        """Return Flower's ``FedTrimmedAvg``."""
+        return asking_all(flower.FedTrimmedAvg, beta=self.beta)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Krum:
+    """The update nearest to its neighbours (Blanchard et al., NeurIPS 2017).
+
+    Attributes:
+        malicious: How many clients may be malicious.
+    """
+
+    malicious: int = 1
+    stateful: ClassVar[bool] = False
+
+    def strategy(self) -> Strategy:
+        """Return Flower's ``Krum``."""
+        return asking_all(flower.Krum, num_malicious_nodes=self.malicious)
+
+
+SERVER_RULES: dict[str, type[ServerRule]] = {
+    "fed_avg": FedAvg,
+    "fed_prox": FedProx,
+    "fed_avgm": FedAvgM,
+    "fed_adam": FedAdam,
+    "fed_median": FedMedian,
+    "fed_trimmed_avg": FedTrimmedAvg,
+    "krum": Krum,
+}
+"""Name in a scenario's ``server.name`` -> class."""
+
+
+def asking_all(make: Callable[..., Strategy], **settings: float) -> Strategy:
+    """Return a stock strategy that asks every node it is shown, for training only."""
+    return make(
+        fraction_train=1.0,
+        fraction_evaluate=0.0,
+        min_train_nodes=1,
+        min_evaluate_nodes=0,
+        min_available_nodes=1,
+        **settings,
+    )
