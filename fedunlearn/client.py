@@ -22,7 +22,8 @@ from fedunlearn.arrays import from_arrays, to_arrays
 from fedunlearn.history import ClientId
 from fedunlearn.models.state import load, tensor_view
 from fedunlearn.params import Vector
-from fedunlearn.task import LocalTask, LocalWork
+from fedunlearn.task import LocalTask
+from fedunlearn.training import LocalWork
 
 IDENTIFY = "fedunlearn_identify"
 """Action of the query that asks a node for its partition id."""

@@ -3,15 +3,17 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from simulations.compare import Comparison, compare
-    from simulations.config import Scenario, load_scenario
+    from simulations.comparison import Comparison
+    from simulations.config import load_scenario
+    from simulations.departure import compare
+    from simulations.scenario import Scenario
 
 __all__ = ["Comparison", "Scenario", "compare", "load_scenario"]
 
 _HOMES = {
-    "Comparison": "simulations.compare",
-    "compare": "simulations.compare",
-    "Scenario": "simulations.config",
+    "Comparison": "simulations.comparison",
+    "compare": "simulations.departure",
+    "Scenario": "simulations.scenario",
     "load_scenario": "simulations.config",
 }
 

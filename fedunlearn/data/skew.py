@@ -1,6 +1,5 @@
 """Partitions of Dirichlet proportions: in the classes of clients or in their sizes."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +12,8 @@ from fedunlearn.errors import ConfigError
 
 REDRAWS = 20
 """How often a draw that leaves a client short is repeated before it is repaired."""
+LARGEST_ALPHA = 1e12
+"""Proportions are equal long before, and NumPy's draw overflows long after."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +80,10 @@ class Quantity:
 
 
 def _check(alpha: float, min_size: int) -> None:
-    if not (alpha > 0 and math.isfinite(alpha)):
+    if not alpha > 0:
         raise ValueError(f"alpha must be positive, got {alpha}")
+    if alpha > LARGEST_ALPHA:
+        raise ValueError(f"alpha must be at most {LARGEST_ALPHA:g}, got {alpha}")
     if min_size < 0:
         raise ValueError(f"min_size must not be negative, got {min_size}")
 

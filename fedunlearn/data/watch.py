@@ -61,9 +61,7 @@ class Watch:
                 f"data.window is {self.window}, the shortest series of 'watch' has "
                 f"{lengths.min()} samples"
             )
-        series = np.split(
-            raw["signal"] / np.array(SCALE, np.float32), np.cumsum(lengths)[:-1]
-        )
+        series = np.split(scaled(raw["signal"]), np.cumsum(lengths)[:-1])
         windows = [self._windows(one) for one in series]
         counts = [len(some) for some in windows]
         x, y = np.concatenate(windows), np.repeat(labels, counts)
@@ -77,6 +75,11 @@ class Watch:
         """Return a series of shape ``(t, 6)`` as windows, shape ``(k, 6, window)``."""
         every = np.lib.stride_tricks.sliding_window_view(series, self.window, axis=0)
         return every[:: self.step]
+
+
+def scaled(signal: Features) -> Features:
+    """Return the signal, shape ``(T, 6)``, divided by ``SCALE``."""
+    return signal / np.array(SCALE, np.float32)
 
 
 def held_out_series(labels: Labels, subjects: Keys) -> npt.NDArray[np.bool_]:

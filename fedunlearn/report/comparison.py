@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedunlearn.errors import DataError
-from fedunlearn.report.columns import COLUMNS, Column, style_of
+from fedunlearn.report.columns import COLUMNS, Column
+from fedunlearn.report.style import style_of
 from fedunlearn.report.summary import (
     RETRAIN,
     TRAINED,

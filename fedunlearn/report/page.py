@@ -12,7 +12,8 @@ from fedunlearn.report.clients import (
     label_distribution,
     shown_clients,
 )
-from fedunlearn.report.columns import LOSS_COLUMNS, bytes_style
+from fedunlearn.report.columns import LOSS_COLUMNS
+from fedunlearn.report.style import bytes_style
 from fedunlearn.report.comparison import checked_rows, compare
 from fedunlearn.report.names import clean, listed
 from fedunlearn.report.plots import accuracy_by_round, costs

@@ -1,0 +1,97 @@
+"""The main job: train, let somebody leave, unlearn by every method, compare."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedunlearn.client import client_app
+from fedunlearn.errors import ConfigError
+from fedunlearn.method import UnlearningMethod
+from fedunlearn.report import RETRAIN, TRAINED
+from simulations.comparison import Comparison, HistoryStats, Row
+from simulations.engine import SimulationGrid
+from simulations.evaluate import Evaluator
+from simulations.events import Listener, tell
+from simulations.prepare import prepare
+from simulations.run_folder import RunFolder
+from simulations.runs import Runs
+from simulations.scenario import Scenario
+from simulations.train import Trained
+from strategies import Retrain
+from strategies.directory import Directory
+
+_LABEL = re.compile(r"[A-Za-z0-9_.@+-]{1,64}")
+
+
+def compare(
+    scenario: Scenario,
+    methods: Mapping[str, UnlearningMethod] | None = None,
+    out: str | Path | None = None,
+    listeners: tuple[Listener, ...] = (),
+) -> Comparison:
+    """Run a scenario.
+
+    Args:
+        scenario: What to train and who leaves.
+        methods: Label -> method; None takes the scenario's own. ``trained`` and
+            ``retrain`` are always compared.
+        out: Folder for the run's files and its history; None keeps all in memory.
+        listeners: Told what happens.
+
+    Raises:
+        RequestError: If the scenario or a method cannot be served; nothing was trained.
+        RunError: If the run failed.
+    """
+    chosen = _chosen(scenario.methods if methods is None else methods)
+    prepared = prepare(scenario)
+    folder = None if out is None else RunFolder.create(Path(out), scenario)
+    if folder is not None:
+        listeners = (*listeners, folder.log)
+    seeds = scenario.outline.seeds
+    tell(listeners, "run", seeds=list(seeds), phases=len(seeds) * (1 + len(chosen)))
+    app, number = client_app(prepared.task), len(prepared.task.clients)
+    rows: list[Row] = []
+    with SimulationGrid(
+        app, num_clients=number, workers=scenario.engine.workers
+    ) as grid:
+        runs = Runs(prepared, Evaluator(prepared), grid, Directory(), listeners, folder)
+        stats, curves = None, {}
+        for seed in seeds:
+            with runs.history(seed) as history:
+                trained = runs.train(seed, history)
+                rows += runs.rows(seed, trained, chosen)
+                stats = stats or _stats(trained)
+            curves[seed] = trained.accuracy_by_round
+    comparison = Comparison(
+        scenario=scenario.resolved,
+        rows=tuple(rows),
+        history=stats or HistoryStats(rounds=0, clients=0, bytes=0),
+        accuracy_by_round=curves,
+        client_names=prepared.federation.names,
+        label_counts=prepared.federation.label_counts(),
+        forget=tuple(sorted(prepared.forget)),
+    )
+    if folder is not None:
+        folder.write(comparison)
+    return comparison
+
+
+def _chosen(methods: Mapping[str, UnlearningMethod]) -> dict[str, UnlearningMethod]:
+    """Return the methods with retraining first; refuse labels no file can bear."""
+    for label in methods:
+        if not _LABEL.fullmatch(label) or label == TRAINED:
+            raise ConfigError(
+                f"a method cannot be labelled {label!r}: use up to 64 letters, digits "
+                f"and _.@+-, and not {TRAINED!r}"
+            )
+    return {RETRAIN: Retrain(), **methods}
+
+
+def _stats(trained: Trained) -> HistoryStats:
+    history = trained.history
+    contributors = {c for i in history.rounds for c in history.round(i).clients}
+    return HistoryStats(
+        rounds=len(history.rounds),
+        clients=len(contributors),
+        bytes=trained.cost.history_bytes,
+    )

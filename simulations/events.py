@@ -1,0 +1,31 @@
+"""What happens during a comparison, told to whoever listens."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["run", "train", "round", "set_aside", "method", "tick", "done"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened.
+
+    Attributes:
+        kind: ``run`` starts everything, ``train`` a seed, ``method`` a method;
+            ``round`` ends a training round, ``tick`` a part of a phase, ``done`` a
+            phase; ``set_aside`` names a refused reply.
+        facts: Plain values.
+    """
+
+    kind: Kind
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+Listener = Callable[[Event], None]
+
+
+def tell(listeners: tuple[Listener, ...], kind: Kind, **facts: object) -> None:
+    """Tell every listener."""
+    for listener in listeners:
+        listener(Event(kind, facts))

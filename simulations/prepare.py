@@ -1,0 +1,103 @@
+"""From a scenario to data, task and leavers: what all seeds share."""
+
+from dataclasses import dataclass, replace
+
+from fedunlearn.data import Dataset, Federation, clients_of, federate
+from fedunlearn.data.backdoor import Backdoor
+from fedunlearn.errors import ConfigError
+from fedunlearn.history import ClientId
+from fedunlearn.method import UnlearningRequest
+from fedunlearn.task import LocalTask
+from simulations.scenario import Scenario
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What a scenario amounts to before any training.
+
+    Attributes:
+        scenario: Where it came from.
+        federation: The clean data.
+        task: What clients train on: the same data, with the backdoor if there is one.
+        request: Who leaves.
+    """
+
+    scenario: Scenario
+    federation: Federation
+    task: LocalTask
+    request: UnlearningRequest
+
+    @property
+    def forget(self) -> frozenset[ClientId]:
+        """The leavers."""
+        return self.request.clients
+
+
+def prepare(scenario: Scenario) -> Prepared:
+    """Load the data, deal it to clients and check who leaves.
+
+    Raises:
+        RequestError: If the data, the partition, a leaver or the model does not fit.
+    """
+    outline = scenario.outline
+    dataset = scenario.data.load()
+    federation = federate(
+        dataset,
+        scenario.partition,
+        _number_of_clients(dataset, scenario),
+        holdout=outline.holdout,
+        seed=outline.data_seed,
+    )
+    everybody = range(len(federation.clients))
+    _check_cohort(outline.clients_per_round, len(everybody))
+    leavers = frozenset(federation.client_id(c) for c in outline.forget)
+    request = UnlearningRequest(clients=leavers)
+    request.check(everybody)
+    task = LocalTask(
+        clients=_planted(federation, scenario, leavers).clients,
+        model=scenario.model,
+        input_shape=federation.input_shape,
+        num_classes=federation.num_classes,
+        training=scenario.training,
+    )
+    task.module()  # a model that does not fit the data fails here, before any work
+    return Prepared(
+        scenario=scenario, federation=federation, task=task, request=request
+    )
+
+
+def trigger_value(federation: Federation) -> float:
+    """Return the pixel value of a trigger: the brightest one of the test images."""
+    return float(federation.x_test.max())
+
+
+def _number_of_clients(dataset: Dataset, scenario: Scenario) -> int:
+    number = scenario.outline.clients or clients_of(dataset, scenario.partition)
+    if number is None:
+        raise ConfigError(
+            f"clients must be given: partition "
+            f"{scenario.resolved['partition']['name']!r} works with any number"
+        )
+    return number
+
+
+def _planted(
+    federation: Federation, scenario: Scenario, leavers: frozenset[ClientId]
+) -> Federation:
+    backdoor: Backdoor | None = scenario.backdoor
+    if backdoor is None:
+        return federation
+    backdoor.check(federation.input_shape, federation.num_classes)
+    value, seed = trigger_value(federation), scenario.outline.data_seed
+    clients = tuple(
+        backdoor.plant(data, value, seed=seed, client=c) if c in leavers else data
+        for c, data in enumerate(federation.clients)
+    )
+    return replace(federation, clients=clients)
+
+
+def _check_cohort(clients_per_round: int | None, clients: int) -> None:
+    if clients_per_round is not None and clients_per_round > clients:
+        raise ConfigError(
+            f"clients_per_round is {clients_per_round}, there are {clients} clients"
+        )

@@ -1,0 +1,105 @@
+"""One experiment as frozen dataclasses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedunlearn.data import Partitioner, Source
+from fedunlearn.data.backdoor import Backdoor
+from fedunlearn.method import UnlearningMethod
+from fedunlearn.models import ModelSpec
+from fedunlearn.training import Training
+from strategies.server_rules import ServerRule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """Where clients run.
+
+    Attributes:
+        workers: 0 runs them in this process, N on N Ray actors.
+    """
+
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a negative number."""
+        if self.workers < 0:
+            raise ValueError(f"workers must not be negative, got {self.workers}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """The part of a scenario that is plain numbers and names.
+
+    Attributes:
+        name: Name of the scenario.
+        seeds: One run each: initial model, batch orders and cohorts.
+        rounds: Training rounds, T.
+        clients: Number of clients; None takes the data's natural ones.
+        clients_per_round: Clients asked a round; None asks all.
+        forget: The leavers, by id or name.
+        methods: What is compared: names of methods, or ``name@variant``.
+        holdout: Share of its data each client keeps out of training.
+        data_seed: Seed of the partition and the holdouts, the same for all ``seeds``.
+    """
+
+    name: str = "scenario"
+    seeds: tuple[int, ...] = (0,)
+    rounds: int = 20
+    clients: int | None = None
+    clients_per_round: int | None = None
+    forget: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ("nothing", "retrain")
+    holdout: float = 0.2
+    data_seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be distinct and at least one: {self.seeds}")
+        if min(*self.seeds, self.data_seed) < 0:
+            raise ValueError("seeds and data_seed must not be negative")
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        if self.clients is not None and self.clients < 2:  # noqa: PLR2004
+            raise ValueError(f"clients must be at least 2, got {self.clients}")
+        if self.clients_per_round is not None and self.clients_per_round < 1:
+            raise ValueError(
+                f"clients_per_round must be at least 1, got {self.clients_per_round}"
+            )
+        if not self.forget:
+            raise ValueError("forget must name at least one client")
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods must be distinct, got {list(self.methods)}")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"holdout must lie in [0, 1), got {self.holdout}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """One experiment, fully resolved.
+
+    Attributes:
+        outline: Numbers and names.
+        data: Where the data comes from.
+        partition: How it is dealt to clients.
+        model: What is trained.
+        training: How clients train.
+        server: How the server aggregates.
+        engine: Where clients run.
+        backdoor: What the leavers plant, or None.
+        methods: Label -> method, in the order of the table.
+        resolved: All of it as plain values: what ``config.yaml`` of a run holds.
+    """
+
+    outline: Outline
+    data: Source
+    partition: Partitioner
+    model: ModelSpec
+    training: Training
+    server: ServerRule
+    engine: Engine
+    backdoor: Backdoor | None
+    methods: Mapping[str, UnlearningMethod]
+    resolved: Mapping[str, Any] = field(repr=False)

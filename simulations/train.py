@@ -1,0 +1,165 @@
+"""Trains one seed of a scenario through Flower, recording every round."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+
+from fedunlearn.arrays import from_arrays, to_arrays
+from fedunlearn.cost import UnlearningCost
+from fedunlearn.history import (
+    DiskHistory,
+    InMemoryHistory,
+    RoundRecord,
+    UpdateHistory,
+    records,
+)
+from fedunlearn.params import Vector
+from fedunlearn.schedule import TrainingSchedule
+from simulations.evaluate import Evaluator
+from simulations.events import Listener, tell
+from simulations.prepare import Prepared
+from strategies.directory import Directory
+from strategies.recording import RecordingStrategy
+
+History = InMemoryHistory | DiskHistory
+_FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A trained federation.
+
+    Attributes:
+        model: The final global model, shape ``(P,)``.
+        initial: The initial one.
+        history: What was recorded.
+        schedule: How it was trained.
+        accuracy_by_round: Test accuracy after round 0, 1, ...
+        cost: What training used.
+    """
+
+    model: Vector
+    initial: Vector
+    history: History
+    schedule: TrainingSchedule
+    accuracy_by_round: tuple[float, ...]
+    cost: UnlearningCost
+
+
+def train(
+    prepared: Prepared,
+    seed: int,
+    grid: Grid,
+    history: History,
+    *,
+    directory: Directory,
+    evaluator: Evaluator,
+    listeners: tuple[Listener, ...] = (),
+) -> Trained:
+    """Train the federation of one seed.
+
+    Args:
+        prepared: Data, task and scenario.
+        seed: Fixes initial model, batch orders and cohorts.
+        grid: Where the clients are.
+        history: An empty history to record into.
+        directory: Which node is which client.
+        evaluator: Measures the test accuracy after every round.
+        listeners: Told of every round.
+    """
+    scenario, layout = prepared.scenario, prepared.task.layout
+    schedule = TrainingSchedule(
+        seed=seed,
+        rounds=scenario.outline.rounds,
+        epochs=scenario.training.epochs,
+        clients_per_round=scenario.outline.clients_per_round,
+    )
+    initial, curve = prepared.task.initial_model(seed), list[float]()
+
+    def measured(_: int, arrays: ArrayRecord) -> MetricRecord | None:
+        curve.append(evaluator.test_accuracy(from_arrays(arrays, layout)))
+        return None
+
+    def told(record: RoundRecord) -> None:
+        _tell_round(listeners, seed, record, schedule.rounds)
+
+    start = time.perf_counter()
+    with quiet_flower():
+        strategy = RecordingStrategy(
+            scenario.server.strategy(),
+            history,
+            cohort=schedule.cohort,
+            directory=directory,
+            on_round=told,
+        )
+        result = strategy.start(
+            grid,
+            to_arrays(initial, layout),
+            num_rounds=schedule.rounds,
+            train_config=ConfigRecord({"seed": seed}),
+            evaluate_fn=measured,
+        )
+    return Trained(
+        model=from_arrays(result.arrays, layout),
+        initial=initial,
+        history=history,
+        schedule=schedule,
+        accuracy_by_round=tuple(curve),
+        cost=_cost(history, time.perf_counter() - start),
+    )
+
+
+@contextmanager
+def quiet_flower() -> Iterator[None]:
+    """Keep Flower's own round-by-round log off the terminal."""
+    logger = logging.getLogger("flwr")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _tell_round(
+    listeners: tuple[Listener, ...], seed: int, record: RoundRecord, rounds: int
+) -> None:
+    for refused in record.set_aside:
+        tell(
+            listeners,
+            "set_aside",
+            seed=seed,
+            round=record.index,
+            client=refused.client,
+            reason=refused.reason,
+        )
+    tell(
+        listeners,
+        "round",
+        seed=seed,
+        round=record.index,
+        rounds=rounds,
+        asked=len(record.asked),
+        answered=len(record.clients),
+    )
+
+
+def _cost(history: UpdateHistory, seconds: float) -> UnlearningCost:
+    """Return what the recorded rounds used."""
+    rounds = list(records(history))
+    model_bytes = history.layout.size * _FLOAT32_BYTES
+    answered = sum(len(r.clients) for r in rounds)
+    return UnlearningCost(
+        client_rounds=answered,
+        local_steps=sum(int(r.num_steps.sum()) for r in rounds),
+        examples=sum(int(r.num_samples.sum()) for r in rounds),
+        bytes_down=sum(len(r.asked) for r in rounds) * model_bytes,
+        bytes_up=answered * model_bytes,
+        wall_seconds=seconds,
+        history_bytes=(answered + len(rounds)) * model_bytes,
+    )
