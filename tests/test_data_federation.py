@@ -115,7 +115,7 @@ def test_a_name_wins_over_an_id():
 def test_an_unknown_client_is_refused(client):
     fed = federate(numbered(4), Iid(), 2, holdout=0, seed=0)
     with pytest.raises(
-        UnknownNameError, match="unknown client.*known: client-0, client-1"
+        UnknownNameError, match=r"unknown client.*known: client-0, client-1"
     ):
         fed.client_id(client)
 

@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 
 from fedunlearn.data import Heart, Watch, fetch
-from fedunlearn.data import fetch as _function  # noqa: F401 - the name is the function
 from fedunlearn.data import heart as heart_module
 from fedunlearn.data import watch as watch_module
 from fedunlearn.data.manifest import manifest
 from fedunlearn.errors import DataError, UnknownNameError
 
-module = sys.modules["fedunlearn.data.fetch"]
+module = sys.modules[fetch.__module__]
 
-HEADER = "id,age,sex,dataset,cp,trestbps,chol,fbs,restecg,thalch,exang,oldpeak,slope,ca,thal,num"
-ROW = "{id},63,Male,{site},{cp},145,233,TRUE,normal,150,False,2.3,,,,{num}"
+HEADER = (
+    "id,age,sex,dataset,cp,trestbps,chol,fbs,restecg,thalch,exang,oldpeak,slope,ca,"
+    "thal,num"
+)
+ROW = "{id},63,Male,{site},{cp},145,233,TRUE,normal,150,FALSE,2.3,,,,{num}"
 
 
 def row(**changes):

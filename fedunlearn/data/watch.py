@@ -79,7 +79,8 @@ class Watch:
 
 def scaled(signal: Features) -> Features:
     """Return the signal, shape ``(T, 6)``, divided by ``SCALE``."""
-    return signal / np.array(SCALE, np.float32)
+    out: Features = np.divide(signal, SCALE, dtype=np.float32)
+    return out
 
 
 def held_out_series(labels: Labels, subjects: Keys) -> npt.NDArray[np.bool_]:

@@ -98,13 +98,11 @@ def _cells(axes: "Axes", part: Counts) -> None:
     top = max(int(part.max(initial=0)), 1)
     rows, classes = part.shape
     edges = np.arange(classes + 1) - 0.5, np.arange(rows + 1) - 0.5
-    line = (
-        {"edgecolors": "white", "linewidth": 1.0} if classes <= _MOST_NUMBERED else {}
-    )
-    axes.pcolormesh(*edges, part, cmap=blues, vmin=0, vmax=top, **line)
+    mesh = axes.pcolormesh(*edges, part, cmap=blues, vmin=0, vmax=top)
     axes.invert_yaxis()
     if classes > _MOST_NUMBERED:
         return
+    mesh.set(edgecolor="white", linewidth=1.0)
     for (row, column), count in np.ndenumerate(part):
         colour = "white" if count > _DARK * top else INK if count else GREY
         text = axes.text(column, row, f"{count}", color=colour, fontsize=8)

@@ -45,11 +45,8 @@ def listed(items: Sequence[str], limit: int = 6) -> str:
     """Return ``"a, b and c"``; beyond ``limit`` the rest is counted."""
     if len(items) > limit:
         items = [*items[: limit - 1], f"{len(items) - limit + 1} others"]
-    return (
-        " and ".join([", ".join(items[:-1]), *items[-1:]])
-        if items[1:]
-        else "".join(items)
-    )
+    *most, last = items or [""]
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def plural(count: int, noun: str) -> str:

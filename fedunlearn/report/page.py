@@ -13,12 +13,12 @@ from fedunlearn.report.clients import (
     shown_clients,
 )
 from fedunlearn.report.columns import LOSS_COLUMNS
-from fedunlearn.report.style import bytes_style
 from fedunlearn.report.comparison import checked_rows, compare
 from fedunlearn.report.names import clean, listed
 from fedunlearn.report.plots import accuracy_by_round, costs
 from fedunlearn.report.scatter import gap_and_cost
 from fedunlearn.report.story import story
+from fedunlearn.report.style import bytes_style
 from fedunlearn.report.summary import Estimate, Row, seed_distance
 
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fedunlearn.report.columns import COLUMNS
-from fedunlearn.report.style import Style, style_of
 from fedunlearn.report.comparison import REFERENCES
 from fedunlearn.report.names import short
+from fedunlearn.report.style import Style, style_of
 from fedunlearn.report.summary import Estimate, MethodSummary, Row, summarise
 from fedunlearn.report.svg import (
     BLUE,

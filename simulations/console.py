@@ -1,0 +1,154 @@
+"""What a person sees: progress on stderr, tables on stdout."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from fedunlearn.report.columns import COLUMNS
+from fedunlearn.report.comparison import compare as tabulate
+from simulations.comparison import Comparison
+from simulations.events import Event, Listener
+from simulations.scenario import Scenario
+
+_SHOWN = (
+    ("test_accuracy", "metrics"),
+    ("forget_accuracy", "metrics"),
+    ("forget_accuracy", "gap"),
+    ("disagreement_with_retrain", "metrics"),
+    ("backdoor_success", "metrics"),
+    ("client_rounds", "ratio"),
+    ("history_bytes", "cost"),
+    ("wall_seconds", "cost"),
+)
+"""Columns a terminal has room for; the report shows all."""
+_PIPE_WIDTH = 1000
+"""Characters: a pipe has no edge, so that no cell is cut there."""
+_NUMBER_STARTS = "-+0123456789\N{MINUS SIGN}\N{EN DASH}"
+
+
+def default_out(scenario: Scenario) -> Path:
+    """Return a folder nobody has used: ``runs/NAME-DATE-TIME``."""
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    name = "".join(
+        c if c.isalnum() or c in "-_" else "-" for c in scenario.outline.name
+    )
+    return Path("runs") / f"{name}-{stamp}"
+
+
+def show(comparison: Comparison, folder: Path) -> None:
+    """Print the table and where the rest is."""
+    columns = [c for c in COLUMNS if (c.name, c.source) in _SHOWN]
+    table = tabulate(comparison.results(), columns)
+    heads = [f"{h.title}\n{h.unit}" if h.unit else h.title for h in table.heads]
+    names = [
+        f"{line.method} ({line.reference})" if line.reference else line.method
+        for line in table.lines
+    ]
+    rows = [(n, *line.cells) for n, line in zip(names, table.lines, strict=True)]
+    seeds = comparison.scenario["seeds"]
+    print_table(("method", *heads), rows)
+    out = Console()
+    if len(seeds) > 1:
+        out.print(f"mean ± half of the 95 % interval over {len(seeds)} seeds")
+    out.print(f"run    {folder}", soft_wrap=True, highlight=False, markup=False)
+    out.print(
+        f"report {folder / 'report.html'}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; the first column is names, numbers stand to the right."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for at, head in enumerate(heads):
+        numeric = at > 0 and all(row[at][:1] in _NUMBER_STARTS for row in rows)
+        table.add_column(head, justify="right" if numeric else "left", no_wrap=at == 0)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console()
+    console.print(table, width=None if console.is_terminal else _PIPE_WIDTH)
+
+
+@contextmanager
+def progress() -> Iterator[Listener]:
+    """Show a live bar on a terminal, plain lines elsewhere; on stderr."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(console)
+        return
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("phases"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        yield Bar(bar, console)
+
+
+class Bar:
+    """Moves a progress bar; a phase is one training or one method of one seed."""
+
+    def __init__(self, bar: Progress, console: Console) -> None:
+        self._bar = bar
+        self._console = console
+        self._task = bar.add_task("preparing", total=None)
+        self._whole = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Follow one event."""
+        facts = event.facts
+        if event.kind == "run":
+            self._bar.update(self._task, total=facts["phases"])
+        elif event.kind in ("train", "method"):
+            what = facts.get("method", "training")
+            self._bar.update(self._task, description=f"seed {facts['seed']}: {what}")
+        elif event.kind in ("round", "tick"):
+            done = self._bar.tasks[self._task].completed + 1 / facts["rounds"]
+            self._bar.update(self._task, completed=min(done, self._whole + 0.99))
+        elif event.kind == "done":
+            self._whole += 1
+            self._bar.update(self._task, completed=self._whole)
+        elif event.kind == "set_aside":
+            self._console.print(_refusal(event), style="yellow", markup=False)
+
+
+def _lines(console: Console) -> Listener:
+    def listen(event: Event) -> None:
+        if event.kind == "set_aside":
+            line = _refusal(event)
+        elif event.kind == "done":
+            line = f"seed {event.facts['seed']}: {event.facts['phase']} done"
+        else:
+            return
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    return listen
+
+
+def _refusal(event: Event) -> str:
+    facts = event.facts
+    return (
+        f"seed {facts['seed']}, round {facts['round']}: reply of client "
+        f"{facts['client']} set aside: {facts['reason']}"
+    )
