@@ -63,7 +63,7 @@ def compare(
                 stats = stats or _stats(trained)
             curves[seed] = trained.accuracy_by_round
     comparison = Comparison(
-        scenario=scenario.resolved,
+        scenario={**scenario.resolved, "clients": number},
         rows=tuple(rows),
         history=stats or HistoryStats(rounds=0, clients=0, bytes=0),
         accuracy_by_round=curves,

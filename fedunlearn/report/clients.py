@@ -14,6 +14,7 @@ from fedunlearn.report.svg import (
     RUST,
     WIDTH,
     axes_at,
+    beside,
     draw,
     text_width,
 )
@@ -121,20 +122,5 @@ def _sides(axes: "Axes", part: Counts, marks: Sequence[bool]) -> None:
     for mark, label in zip(marks, axes.get_yticklabels(), strict=True):
         label.set(color=RUST if mark else INK, fontweight="bold" if mark else "normal")
     for row, total in enumerate(part.sum(axis=1)):
-        _total(axes, row, f"{total:,}", RUST if marks[row] else INK)
-    _total(axes, -1, "total", MUTED)
-
-
-def _total(axes: "Axes", row: int, text: str, colour: str) -> None:
-    """Write right of the row; row -1 is the line of headings."""
-    axes.annotate(
-        text,
-        (1, row),
-        xycoords=("axes fraction", "data"),
-        xytext=(50, 0),
-        textcoords="offset points",
-        ha="right",
-        va="center_baseline",
-        annotation_clip=False,
-        color=colour,
-    )
+        beside(axes, f"{total:,}", row, (50, 0), RUST if marks[row] else INK)
+    beside(axes, "total", -1, (50, 0), MUTED)

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedunlearn.errors import DataError
 from fedunlearn.report.columns import COLUMNS, Column
+from fedunlearn.report.names import clean
 from fedunlearn.report.style import style_of
 from fedunlearn.report.summary import (
     RETRAIN,
@@ -76,7 +77,11 @@ def compare(
         heads.append(Head(column.group, column.title, style.unit, column.note))
         texts.append([style.text(e) for e in found])
     lines = [
-        Line(s.method, REFERENCES.get(s.method, ""), tuple(text[i] for text in texts))
+        Line(
+            clean(s.method),
+            REFERENCES.get(s.method, ""),
+            tuple(text[i] for text in texts),
+        )
         for i, s in enumerate(summaries)
     ]
     return Comparison(tuple(heads), tuple(lines))

@@ -25,6 +25,7 @@ from fedunlearn.report.svg import (
     MUTED,
     WIDTH,
     axes_at,
+    beside,
     draw,
     text_width,
 )
@@ -109,18 +110,9 @@ def _levels(axes: "Axes", band: float, level: float | None) -> None:
     axes.axhline(0, color=GREY, linewidth=1)
     if band:
         axes.axhspan(-band, band, color=BLUE, alpha=0.07, linewidth=0)
-    if level is None:
-        return
-    axes.axhline(level, color=GREY, linewidth=1, dashes=(4, 3))
-    axes.annotate(
-        TRAINED,
-        (1, level),
-        xycoords=("axes fraction", "data"),
-        xytext=(-3, 3),
-        textcoords="offset points",
-        ha="right",
-        color=MUTED,
-    )
+    if level is not None:
+        axes.axhline(level, color=GREY, linewidth=1, dashes=(4, 3))
+        beside(axes, TRAINED, level, (-3, _LINE / 2), MUTED)
 
 
 def _points(axes: "Axes", spots: Sequence[_Spot]) -> None:

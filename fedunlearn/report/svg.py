@@ -100,6 +100,23 @@ def axes_at(
     return figure.add_axes(box)
 
 
+def beside(
+    axes: "Axes", text: str, y: float, offset: tuple[float, float], colour: str
+) -> None:
+    """Write at height ``y``, ending ``offset`` points from the right edge."""
+    axes.annotate(
+        text,
+        (1, y),
+        xycoords=("axes fraction", "data"),
+        xytext=offset,
+        textcoords="offset points",
+        ha="right",
+        va="center_baseline",
+        annotation_clip=False,
+        color=colour,
+    )
+
+
 def text_width(text: str, size: float = 9.5) -> float:
     """Return about how wide the text is, in points; other fonts are narrower."""
     return sum(0.64 if ord(c) < 0x2E80 else 1.3 for c in text) * size  # noqa: PLR2004

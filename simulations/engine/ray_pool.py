@@ -122,7 +122,9 @@ def _start_ray(workers: int) -> bool:
     """Start Ray on this machine's loopback unless it runs; return whether it did."""
     if ray.is_initialized():
         return False
+    # No telemetry, and the coming default, which warns at every start until set.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(
         num_cpus=workers,
         include_dashboard=False,
