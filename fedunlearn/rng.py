@@ -11,6 +11,7 @@ import numpy as np
 
 SEED_LIMIT = 2**63
 """Seeds lie in ``[0, SEED_LIMIT)``: they travel in Flower records as signed 64 bit."""
+_WORD = 2**32
 
 
 def derive(seed: int, purpose: str, *keys: int) -> np.random.Generator:
@@ -19,13 +20,17 @@ def derive(seed: int, purpose: str, *keys: int) -> np.random.Generator:
     Args:
         seed: The run's seed, in ``[0, SEED_LIMIT)``.
         purpose: What the numbers are for, such as ``"batches"``.
-        keys: Non-negative integers that tell streams of a purpose apart, such as the
-            round and the client.
+        keys: Integers in ``[0, 2**32)`` that tell streams of a purpose apart, such as
+            the round and the client. A purpose always takes the same number of them:
+            no key and the key 0 name the same stream.
 
     Raises:
-        ValueError: If the seed or a key is negative.
+        ValueError: If the seed or a key lies outside its range.
     """
-    if not 0 <= seed < SEED_LIMIT or any(k < 0 for k in keys):
-        raise ValueError(f"seed {seed} and keys {keys} must not be negative")
+    if not 0 <= seed < SEED_LIMIT:
+        raise ValueError(f"seed {seed} does not lie in [0, 2**63)")
+    if any(not 0 <= key < _WORD for key in keys):
+        # A larger key is read as two words and would name another stream's numbers.
+        raise ValueError(f"keys {keys} do not lie in [0, 2**32)")
     words = (seed & 0xFFFFFFFF, seed >> 32, zlib.crc32(purpose.encode()), *keys)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))

@@ -7,7 +7,6 @@ import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from io import TextIOWrapper
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -30,11 +29,9 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        events: Its open ``events.jsonl``.
     """
 
     path: Path
-    events: TextIOWrapper
 
     @classmethod
     def create(cls, path: Path, scenario: Scenario) -> "RunFolder":
@@ -49,10 +46,9 @@ class RunFolder:
             (path / "models").mkdir(parents=True, exist_ok=True)
             (path / "config.yaml").write_text(config_yaml(scenario), encoding="utf-8")
             _write_json(path / "environment.json", environment())
-            events = (path / "events.jsonl").open("a", encoding="utf-8", buffering=1)
         except OSError as error:
             raise ConfigError(f"cannot write to {path}: {error.strerror}") from error
-        return cls(path, events)
+        return cls(path)
 
     def history(self, seed: int) -> Path:
         """Return the folder of a seed's recorded history."""
@@ -62,7 +58,8 @@ class RunFolder:
         """Append an event to ``events.jsonl``."""
         if event.kind not in _QUIET:
             line = {"time": _now(), "event": event.kind, **event.facts}
-            self.events.write(json.dumps(line) + "\n")
+            with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
     def save_model(self, seed: int, label: str, model: Vector, layout: Layout) -> None:
         """Write a model as safetensors."""
@@ -72,7 +69,7 @@ class RunFolder:
         save_file(layout.unflatten(model), path)
 
     def write(self, comparison: Comparison) -> None:
-        """Write the results and the report; close the event log."""
+        """Write the results and the report."""
         _write_json(self.path / "results.json", comparison.results())
         _write_csv(self.path / "results.csv", comparison)
         page = render_report(
@@ -87,7 +84,6 @@ class RunFolder:
             )
         )
         (self.path / "report.html").write_text(page, encoding="utf-8")
-        self.events.close()
 
 
 def config_yaml(scenario: Scenario) -> str:

@@ -12,6 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedunlearn.errors import ConfigError, did_you_mean
 
+_MISSING = "???"
+"""OmegaConf's word for a value that must be given."""
+
 
 def build(schema: type[Any], values: Mapping[str, Any], prefix: str) -> Any:  # noqa: ANN401
     """Return ``schema`` filled with ``values``.
@@ -34,7 +37,7 @@ def build(schema: type[Any], values: Mapping[str, Any], prefix: str) -> Any:  # 
                 f"(known: {', '.join(names) or 'none'})"
             )
     for f in fields(schema):
-        if f.default is MISSING and f.name not in values:
+        if f.default is MISSING and values.get(f.name, _MISSING) == _MISSING:
             raise ConfigError(f"{lead}{f.name} must be given")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), dict(values))

@@ -360,7 +360,7 @@ class TestPage:
     def test_story(self, page: str) -> None:
         story = re.search(r'<p class="story">(.*?)</p>', page, re.DOTALL)
         assert story is not None
-        text = html.unescape(story.group(1))
+        text = html.unescape(story.group(1)).replace("\u00a0", " ")
         assert "hospital-3 left" in text
         assert "for 30 rounds" in text
         trained = summarise(some_results()["rows"])[0].metrics["forget_accuracy"]

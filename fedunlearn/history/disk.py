@@ -155,7 +155,9 @@ class DiskHistory:
     def rounds_of(self, client: ClientId) -> tuple[int, ...]:
         """Return the rounds in which the client's update was aggregated."""
         rows = self._db.execute(
-            "SELECT round FROM updates WHERE client = ? ORDER BY round", (client,)
+            # SQLite matches no row with a NumPy integer, without a word.
+            "SELECT round FROM updates WHERE client = ? ORDER BY round",
+            (int(client),),
         )
         return tuple(index for (index,) in rows)
 

@@ -93,9 +93,10 @@ def _bars(
     axes.set_xlim(0, 1.4 * end)
     axes.set_ylim(len(lengths) - 0.4, -0.6)
     for i, (e, length) in enumerate(zip(estimates, lengths, strict=True)):
-        text = style.text(e)
+        shown = Estimate(e.mean, None, e.n) if e and e.half_width == 0 else e
+        text = style.text(shown)
         axes.text(length + 0.02 * end, i, text, va="center_baseline", color=MUTED)
-    axes.set_title(title, loc="left", fontsize=9.5, color=MUTED, pad=8)
+    axes.set_title(title, loc="left", fontsize=10.5, color=MUTED, pad=8)
     axes.spines["bottom"].set_visible(False)
     axes.spines["left"].set_color(HAIR)
     axes.tick_params(length=0)

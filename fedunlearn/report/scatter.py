@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _METRIC = "forget_accuracy"
-_LINE = 12.0
+_LINE = 13.0
 _NEAR = 11.0
 
 

@@ -42,8 +42,15 @@ def story(results: Mapping[str, Any], leavers: Sequence[str]) -> list[str]:
     sentences = [_who_left(results["scenario"], leavers), *_scores(rows)]
     if methods:
         sentences += [_nearest(methods), _yardstick(methods, distance)]
+        sentences += _covering(methods)
     sentences += _control(gaps.get(TRAINED), distance)
-    return [*sentences, "A small gap alone does not show that the influence is gone."]
+    sentences.append("A small gap alone does not show that the influence is gone.")
+    return [_unbroken(sentence) for sentence in sentences]
+
+
+def _unbroken(text: str) -> str:
+    """Keep numbers, their intervals and units on one line."""
+    return text.replace(" ± ", "\u00a0±\u00a0").replace(" %", "\u00a0%")
 
 
 def _who_left(scenario: Mapping[str, Any], leavers: Sequence[str]) -> str:
@@ -92,12 +99,30 @@ def _yardstick(methods: Mapping[str, Estimate], distance: float | None) -> str:
             "this order may be chance."
         )
     within = sum(abs(gap.mean) <= distance for gap in methods.values())
+    order = ", where their order means little" if within > 1 else ""
     return (
         "How near is near? Two retrainings with different seeds are "
-        f"{100 * distance:.1f} points apart on average; {within} of "
-        f"{plural(len(methods), 'method')} {'lies' if within == 1 else 'lie'} within "
-        "that distance, where their order means little."
+        f"{100 * distance:.1f} points apart on average; {_count(within, methods)} "
+        f"{'lies' if within == 1 else 'lie'} within that distance{order}."
     )
+
+
+def _covering(methods: Mapping[str, Estimate]) -> list[str]:
+    """Say how many gaps may be zero, where there are intervals at all."""
+    known = {m: gap for m, gap in methods.items() if gap.half_width is not None}
+    if not known:
+        return []
+    covering = sum(abs(gap.mean) <= (gap.half_width or 0) for gap in known.values())
+    if not covering:
+        return ["No interval of a gap includes zero."]
+    return [
+        f"The interval of {_count(covering, known)} includes zero: no difference from "
+        "retraining was seen there, which does not show that there is none."
+    ]
+
+
+def _count(part: int, whole: Mapping[str, Estimate]) -> str:
+    return f"{part or 'none'} of {plural(len(whole), 'method')}"
 
 
 def _control(before: Estimate | None, distance: float | None) -> list[str]:

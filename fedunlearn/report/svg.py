@@ -23,7 +23,7 @@ WIDTH = 760.0
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": ["DejaVu Sans"],
-    "font.size": 9.5,
+    "font.size": 10.5,
     "text.color": INK,
     "text.parse_math": False,
     "text.usetex": False,
@@ -117,6 +117,6 @@ def beside(
     )
 
 
-def text_width(text: str, size: float = 9.5) -> float:
+def text_width(text: str, size: float = 10.5) -> float:
     """Return about how wide the text is, in points; other fonts are narrower."""
     return sum(0.64 if ord(c) < 0x2E80 else 1.3 for c in text) * size  # noqa: PLR2004

@@ -10,6 +10,7 @@ from typing import Any, final
 import ray
 from flwr.app import Error, RecordDict
 from flwr.clientapp import ClientApp
+from ray._private import ray_constants
 from ray.exceptions import RayActorError
 
 from fedunlearn.errors import RunError
@@ -125,11 +126,19 @@ def _start_ray(workers: int) -> bool:
     # No telemetry, and the coming default, which warns at every start until set.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(
-        num_cpus=workers,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-    )
+    # Ray's servers listen on every interface unless the node's address is 127.0.0.1,
+    # and it replaces that address by an outside one except on systems without cluster
+    # support. This says so of the local one; Ray 2.55 to 2.60 has no public setting.
+    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        ray.init(
+            num_cpus=workers,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+        )
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
     return True
