@@ -34,6 +34,13 @@ class Format(StrEnum):
     json = "json"
 
 
+class TableFormat(StrEnum):
+    """What a table is pasted into."""
+
+    markdown = "markdown"
+    latex = "latex"
+
+
 ScenarioFile = Annotated[
     Path, typer.Argument(metavar="SCENARIO.yaml", help="A scenario file.")
 ]
@@ -122,6 +129,27 @@ def methods(
                     for r in rows
                 ],
             )
+
+
+@app.command()
+def table(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Folder of a run, or its results.json."),
+    ],
+    format: Annotated[  # noqa: A002
+        TableFormat, typer.Option("--format", help="Where it will be pasted.")
+    ] = TableFormat.markdown,
+    debug: Debug = False,
+) -> None:
+    """Print a finished run's table for a page or a paper."""
+    with _errors(debug):
+        from fedunlearn.report import latex_table, markdown_table
+        from simulations.run_folder import read_results
+
+        results = read_results(folder)
+        write = markdown_table if format is TableFormat.markdown else latex_table
+        typer.echo(write(results).rstrip("\n"))
 
 
 @data.command("list")

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from fedunlearn.errors import ConfigError
+from fedunlearn.errors import ConfigError, DataError
 from fedunlearn.params import Layout, Vector
 from fedunlearn.report import ReportInput, render_report
 from simulations.comparison import Comparison
@@ -89,6 +90,27 @@ class RunFolder:
 def config_yaml(scenario: Scenario) -> str:
     """Return the fully resolved scenario as YAML that ``fedunlearn run`` reads."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(scenario.resolved)))
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Return the content of a finished run's ``results.json``.
+
+    Args:
+        path: The run's folder or the file itself.
+
+    Raises:
+        DataError: If there is no such file or it is not what a run writes.
+    """
+    file = path / "results.json" if path.is_dir() else path
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON: {error}") from error
+    if not isinstance(results, dict):
+        raise DataError(f"{file} is not what a run writes")
+    return results
 
 
 def environment() -> dict[str, str]:

@@ -1,0 +1,63 @@
+"""Makes the tables of README.md and docs/results.md.
+
+    python benchmarks/results.py                    all scenarios, about ten minutes
+    python benchmarks/results.py quickstart heart   some
+    python benchmarks/results.py --smoke            seconds; prints, writes no page
+
+A scenario that has already run into --runs is not run again: stop it whenever you like
+and start it anew. Each table is written between the lines ``<!-- table: NAME -->`` and
+``<!-- end -->`` of both pages.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from fedunlearn.report import markdown_table
+from simulations import compare, load_scenario
+from simulations.run_folder import read_results
+
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+SCENARIOS = ("quickstart", "heart", "watch", "fashion_mnist")
+SMOKE = ["rounds=1", "seeds=[0]", "methods=[nothing]"]
+
+
+def table(name: str, runs: Path, overrides: list[str]) -> str:
+    """Return a scenario's Markdown table, from its run if there is a finished one."""
+    out = runs / name
+    if not (out / "results.json").is_file():
+        scenario = load_scenario(
+            ROOT / "configs" / "scenario" / f"{name}.yaml", overrides
+        )
+        compare(scenario, out=out)
+    return markdown_table(read_results(out)).rstrip("\n")
+
+
+def write(page: Path, name: str, text: str) -> None:
+    """Put the table between the page's marks for it, if it has any."""
+    marks = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    old = page.read_text(encoding="utf-8")
+    new = marks.sub(lambda m: f"{m[1]}\n{text}\n\n{m[2]}", old)
+    page.write_text(new, encoding="utf-8")
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("scenarios", nargs="*", default=SCENARIOS)
+    parser.add_argument("--runs", type=Path, default=Path("runs") / "results")
+    parser.add_argument("--smoke", action="store_true", help="seconds, no page written")
+    options = parser.parse_args()
+    if options.smoke:
+        print(table("quickstart", options.runs, SMOKE))
+        return
+    for name in options.scenarios:
+        text = table(name, options.runs, [])
+        for page in PAGES:
+            write(page, name, text)
+        print(f"{name}\n{text}\n")
+
+
+if __name__ == "__main__":
+    main()
