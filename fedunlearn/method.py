@@ -210,10 +210,19 @@ def continue_training(
     return model
 
 
+def unmet_requirements(
+    method: UnlearningMethod, ctx: UnlearningContext
+) -> tuple[str, ...]:
+    """Return one phrase for each need of the method that the context does not serve."""
+    unmet = method.requires.unmet_by(ctx.history)
+    if method.requires.clients and not ctx.clients.ids - ctx.forget:
+        unmet += ("at least one remaining client",)
+    if method.requires.leaver:
+        unmet += ("the leaver to answer (only remaining clients can be reached)",)
+    return unmet
+
+
 def check_requirements(method: UnlearningMethod, ctx: UnlearningContext) -> None:
     """Raise RequirementError if the context cannot serve the method."""
-    unmet = list(method.requires.unmet_by(ctx.history))
-    if method.requires.clients and not ctx.clients.ids - ctx.forget:
-        unmet.append("at least one remaining client")
-    if unmet:
+    if unmet := unmet_requirements(method, ctx):
         raise RequirementError(f"{type(method).__name__} needs {' and '.join(unmet)}")

@@ -52,7 +52,9 @@ def show(comparison: Comparison, folder: Path) -> None:
     """Print the table and where the rest is."""
     columns = [c for c in COLUMNS if (c.name, c.source) in _SHOWN]
     table = tabulate(comparison.results(), columns)
-    heads = [f"{h.title}\n{h.unit}" if h.unit else h.title for h in table.heads]
+    titles = [f"gap {h.title}" if "Gap" in h.group else h.title for h in table.heads]
+    units = [h.unit for h in table.heads]
+    heads = [f"{t}\n{u}" if u else t for t, u in zip(titles, units, strict=True)]
     names = [
         f"{line.method} ({line.reference})" if line.reference else line.method
         for line in table.lines

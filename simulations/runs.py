@@ -13,6 +13,7 @@ from fedunlearn.method import (
     RemainingClients,
     UnlearningContext,
     UnlearningMethod,
+    unmet_requirements,
 )
 from fedunlearn.params import Vector, sha256
 from fedunlearn.report import RETRAIN, TRAINED
@@ -184,13 +185,13 @@ def _check_all(
 ) -> None:
     """Raise RequirementError before any unlearning if a method cannot be served."""
     for label, method in methods.items():
-        if unmet := method.requires.unmet_by(context.history):
+        if unmet := unmet_requirements(method, context):
             able = [
                 name
                 for name, known in METHODS.items()
-                if not known().requires.unmet_by(context.history)
+                if not unmet_requirements(known(), context)
             ]
             raise RequirementError(
-                f"method {label!r} needs {' and '.join(unmet)}; this history serves "
+                f"method {label!r} needs {' and '.join(unmet)}; what works here: "
                 f"{', '.join(able) or 'no method'}"
             )
