@@ -12,26 +12,29 @@ and start it anew. Each table is written between the lines ``<!-- table: NAME --
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
-from fedunlearn.report import markdown_table
+from fedunlearn.report import BRIEF, markdown_table
+from fedunlearn.report.columns import COLUMNS
 from simulations import compare, load_scenario
 from simulations.run_folder import read_results
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PAGES = {ROOT / "README.md": BRIEF, ROOT / "docs" / "results.md": COLUMNS}
+"""Page -> the columns its tables have room for."""
 SCENARIOS = ("quickstart", "heart", "watch", "fashion_mnist")
 SMOKE = ["rounds=1", "seeds=[0]", "methods=[nothing]"]
 
 
-def table(name: str, runs: Path, overrides: list[str]) -> str:
-    """Return a scenario's Markdown table, from its run if there is a finished one."""
+def results(name: str, runs: Path, overrides: list[str]) -> dict[str, Any]:
+    """Return a scenario's results, from its run if there is a finished one."""
     out = runs / name
     if not (out / "results.json").is_file():
         scenario = load_scenario(
             ROOT / "configs" / "scenario" / f"{name}.yaml", overrides
         )
         compare(scenario, out=out)
-    return markdown_table(read_results(out)).rstrip("\n")
+    return read_results(out)
 
 
 def write(page: Path, name: str, text: str) -> None:
@@ -50,13 +53,13 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="seconds, no page written")
     options = parser.parse_args()
     if options.smoke:
-        print(table("quickstart", options.runs, SMOKE))
+        print(markdown_table(results("quickstart", options.runs, SMOKE)))
         return
     for name in options.scenarios:
-        text = table(name, options.runs, [])
-        for page in PAGES:
-            write(page, name, text)
-        print(f"{name}\n{text}\n")
+        found = results(name, options.runs, [])
+        for page, columns in PAGES.items():
+            write(page, name, markdown_table(found, columns).rstrip("\n"))
+        print(f"{name}\n{markdown_table(found)}")
 
 
 if __name__ == "__main__":

@@ -22,12 +22,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedunlearn.arrays import from_arrays, numpy_arrays
+from fedunlearn.arrays import from_arrays, layout_of
 from fedunlearn.client import add_identity
 from fedunlearn.cost import run_unlearning
 from fedunlearn.history import DiskHistory
 from fedunlearn.method import UnlearningContext
-from fedunlearn.params import Layout
 from fedunlearn.rng import derive
 from fedunlearn.schedule import TrainingSchedule
 from fedunlearn.updates import MeanServer
@@ -65,7 +64,7 @@ def make_client() -> ClientApp:
 def serve(grid: Grid, folder: Path) -> None:
     """Train with recording, then take the leaver's updates out of the model."""
     initial = ArrayRecord({"w": Array(np.zeros(FEATURES, np.float32))})
-    layout = Layout.of(numpy_arrays(initial))
+    layout = layout_of(initial)
     history = DiskHistory.create(folder, layout)
     strategy = RecordingStrategy(FedAvg(fraction_evaluate=0.0), history)  # (2)
     result = strategy.start(grid, initial, num_rounds=ROUNDS)

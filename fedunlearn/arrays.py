@@ -28,6 +28,15 @@ def from_arrays(arrays: ArrayRecord, layout: Layout) -> Vector:
     return layout.flatten(numpy_arrays(arrays))
 
 
+def layout_of(arrays: ArrayRecord) -> Layout:
+    """Return the layout of a record's floating-point arrays.
+
+    Raises:
+        ValueError: If one of them is wider than float32.
+    """
+    return Layout.of(numpy_arrays(arrays))
+
+
 def numpy_arrays(arrays: ArrayRecord) -> dict[str, NumpyArray]:
     """Return name -> NumPy array, each a copy of the record's bytes."""
     return {name: array.numpy() for name, array in arrays.items()}

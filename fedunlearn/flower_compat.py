@@ -6,9 +6,20 @@ drives Flower strategies and client apps without a SuperLink has to do both itse
 ``tests/test_flower_compat.py`` says for which Flower versions this holds.
 """
 
-from flwr.app import Message, Metadata, RecordDict
+from copy import copy
+
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
+
+Record = ArrayRecord | ConfigRecord | MetricRecord
 
 TESTED_FLOWER = ("1.42",)
 """Flower releases (major.minor) these touches are tested with."""
@@ -32,22 +43,29 @@ def claim_identity() -> None:
 
 def with_id(message: Message, message_id: str) -> Message:
     """Return a copy of ``message`` with an id; it shares the content."""
-    copy, metadata = Message.__new__(Message), Metadata.__new__(Metadata)
+    twin, metadata = Message.__new__(Message), Metadata.__new__(Metadata)
     metadata.__dict__.update(message.metadata.__dict__, _message_id=message_id)
-    copy.__dict__.update(message.__dict__, _metadata=metadata)
-    return copy
+    twin.__dict__.update(message.__dict__, _metadata=metadata)
+    return twin
 
 
 def copy_records(content: RecordDict) -> RecordDict:
-    """Return ``content`` with new records around the same arrays.
+    """Return ``content`` with new records around the same bytes.
 
     Whoever gets the copy may empty or rewrite its records without harm to others.
     """
-    return RecordDict({name: type(r)(dict(r)) for name, r in content.items()})  # type: ignore[arg-type]
+    return RecordDict({name: _own(record) for name, record in content.items()})
+
+
+def _own(record: Record) -> Record:
+    if isinstance(record, ArrayRecord):
+        return ArrayRecord({name: copy(array) for name, array in record.items()})
+    values = {k: list(v) if isinstance(v, list) else v for k, v in record.items()}
+    return type(record)(values)  # type: ignore[arg-type]
 
 
 def with_own_records(reply: Message) -> Message:
-    """Return a copy of a reply around the same arrays; see ``copy_records``."""
-    copy = Message.__new__(Message)
-    copy.__dict__.update(reply.__dict__, _content=copy_records(reply.content))
-    return copy
+    """Return a copy of a reply around the same bytes; see ``copy_records``."""
+    twin = Message.__new__(Message)
+    twin.__dict__.update(reply.__dict__, _content=copy_records(reply.content))
+    return twin

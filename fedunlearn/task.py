@@ -57,9 +57,8 @@ class LocalTask:
 
     def initial_model(self, seed: int) -> Vector:
         """Return the initial parameters for a seed, shape ``(P,)``."""
-        return initial_vector(
-            self.model.build(self.input_shape, self.num_classes), self.layout, seed
-        )
+        module = _built(self.model, self.input_shape, self.num_classes)
+        return initial_vector(module, self.layout, seed)
 
     def train(self, client: ClientId, model: Vector, work: LocalWork) -> LocalResult:
         """Train at one client.
@@ -115,4 +114,12 @@ class LocalTask:
 def _module(
     spec: ModelSpec, input_shape: tuple[int, ...], num_classes: int
 ) -> nn.Module:
-    return spec.build(input_shape, num_classes)
+    return _built(spec, input_shape, num_classes)
+
+
+def _built(
+    spec: ModelSpec, input_shape: tuple[int, ...], num_classes: int
+) -> nn.Module:
+    # torch draws every new layer's values from its global state: put that back.
+    with torch.random.fork_rng(devices=[]):
+        return spec.build(input_shape, num_classes)

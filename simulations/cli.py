@@ -1,6 +1,7 @@
 """The command line. Exit codes: 0 done, 1 the run failed, 2 the request was wrong."""
 
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -223,7 +224,7 @@ def main() -> None:
 
 @contextmanager
 def _errors(debug: bool) -> Iterator[None]:
-    """Turn an error into one sentence and an exit code, unless ``debug``."""
+    """Turn an error into one sentence and an exit code; trace it if ``debug``."""
     try:
         yield
     except KeyboardInterrupt:
@@ -231,7 +232,7 @@ def _errors(debug: bool) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
     except FedUnlearnError as error:
         if debug:
-            raise
+            traceback.print_exc()
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
     except BrokenPipeError:
@@ -239,11 +240,12 @@ def _errors(debug: bool) -> Iterator[None]:
         sys.stderr.close()
         raise typer.Exit(1) from None
     except Exception as error:
-        if debug or isinstance(error, typer.Exit):
+        if isinstance(error, typer.Exit):
             raise
-        typer.echo(
-            f"error: {type(error).__name__}: {error} (--debug shows where)", err=True
-        )
+        if debug:
+            traceback.print_exc()
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        typer.echo(f"error: {text} (--debug shows where)", err=True)
         raise typer.Exit(1) from None
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -14,7 +15,14 @@ from fedunlearn.method import UnlearningMethod
 from fedunlearn.models import MODELS
 from fedunlearn.training import Training
 from simulations.scenario import Engine, Outline, Scenario
-from simulations.schema import build, plain, plain_dict, read_group, read_yaml
+from simulations.schema import (
+    build,
+    one_line,
+    plain,
+    plain_dict,
+    read_group,
+    read_yaml,
+)
 from strategies import METHODS
 from strategies.server_rules import SERVER_RULES
 
@@ -60,7 +68,7 @@ def _scenario(
         name, fields = _choice(section, default, groups, own, given)
         if name not in table:
             raise UnknownNameError.of(kind, name, table)
-        parts[section] = build(table[name], fields, section)
+        parts[section] = build(table[name], fields, section, ("name",))
         resolved[section] = {"name": name, **plain(parts[section])}
     for section, schema in _PLAIN_SECTIONS.items():
         fields = {**_section(own, section), **_section(given, section)}
@@ -68,10 +76,10 @@ def _scenario(
         resolved[section] = plain(parts[section])
     backdoor = _backdoor(own, given)
     resolved["backdoor"] = None if backdoor is None else plain(backdoor)
-    methods = {label: _method(label, groups, own, given) for label in outline.methods}
-    for label in {*own, *given} - methods.keys():
+    for label in sorted({*own, *given}):
         if label.split("@")[0] in METHODS:
             _method(label, groups, own, given)  # settings nobody uses must be right too
+    methods = {label: _method(label, groups, own, given) for label in outline.methods}
     resolved |= {label: plain(method) for label, method in methods.items()}
     return Scenario(
         outline=outline, backdoor=backdoor, methods=methods, resolved=resolved, **parts
@@ -115,9 +123,7 @@ def _method(
 
 
 def _backdoor(own: Mapping[str, Any], given: Mapping[str, Any]) -> Backdoor | None:
-    if ("backdoor" in given and given["backdoor"] is None) or not (
-        own.get("backdoor") or given.get("backdoor")
-    ):
+    if (given if "backdoor" in given else own).get("backdoor") is None:
         return None
     fields = {**_section(own, "backdoor"), **_section(given, "backdoor")}
     backdoor: Backdoor = build(Backdoor, fields, "backdoor")
@@ -146,10 +152,14 @@ def _overrides(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         if "=" not in pair or pair.startswith("="):
             raise ConfigError(f"an override is key=value, got {pair!r}")
+        try:
+            OmegaConf.from_dotlist([pair])
+        except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(f"cannot read {pair!r}: {one_line(error)}") from error
     try:
         return plain_dict(OmegaConf.from_dotlist(list(pairs)), "the command line")
     except (ValueError, OmegaConfBaseException) as error:
-        raise ConfigError(f"cannot read the overrides: {error}") from error
+        raise ConfigError(f"cannot read the overrides: {one_line(error)}") from error
 
 
 def _check_keys(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -17,23 +17,11 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from fedunlearn.report.columns import COLUMNS
-from fedunlearn.report.comparison import compare as tabulate
+from fedunlearn.report import BRIEF, tabulate
 from simulations.comparison import Comparison
 from simulations.events import Event, Listener
 from simulations.scenario import Scenario
 
-_SHOWN = (
-    ("test_accuracy", "metrics"),
-    ("forget_accuracy", "metrics"),
-    ("forget_accuracy", "gap"),
-    ("disagreement_with_retrain", "metrics"),
-    ("backdoor_success", "metrics"),
-    ("client_rounds", "ratio"),
-    ("history_bytes", "cost"),
-    ("wall_seconds", "cost"),
-)
-"""Columns a terminal has room for; the report shows all."""
 _PIPE_WIDTH = 1000
 """Characters: a pipe has no edge, so that no cell is cut there."""
 _NUMBER_STARTS = "-+0123456789\N{MINUS SIGN}\N{EN DASH}"
@@ -50,8 +38,7 @@ def default_out(scenario: Scenario) -> Path:
 
 def show(comparison: Comparison, folder: Path) -> None:
     """Print the table and where the rest is."""
-    columns = [c for c in COLUMNS if (c.name, c.source) in _SHOWN]
-    table = tabulate(comparison.results(), columns)
+    table = tabulate(comparison.results(), BRIEF)
     titles = [f"gap {h.title}" if "Gap" in h.group else h.title for h in table.heads]
     units = [h.unit for h in table.heads]
     heads = [f"{t}\n{u}" if u else t for t, u in zip(titles, units, strict=True)]

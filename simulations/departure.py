@@ -84,6 +84,11 @@ def _chosen(methods: Mapping[str, UnlearningMethod]) -> dict[str, UnlearningMeth
                 f"a method cannot be labelled {label!r}: use up to 64 letters, digits "
                 f"and _.@+-, and not {TRAINED!r}"
             )
+    if not isinstance(methods.get(RETRAIN, Retrain()), Retrain):
+        raise ConfigError(
+            f"{RETRAIN!r} is the reference all others are compared with: give your "
+            "method another label"
+        )
     return {RETRAIN: Retrain(), **methods}
 
 

@@ -1,13 +1,13 @@
 """One seed of a comparison: history, training, every method, its row."""
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from flwr.serverapp import Grid
 
 from fedunlearn.cost import UnlearningOutcome, run_unlearning
-from fedunlearn.errors import RequirementError
+from fedunlearn.errors import FedUnlearnError, RequirementError, RunError
 from fedunlearn.history import ClientId, DiskHistory, InMemoryHistory
 from fedunlearn.method import (
     RemainingClients,
@@ -114,7 +114,7 @@ class Runs:
         tell(self.listeners, "method", method=label, seed=seed)
         watched = WatchedClients(context.clients, self.listeners, rounds)
         own = replace(context, clients=watched, rng=derive(seed, f"method {label}"))
-        with quiet_flower():
+        with quiet_flower(), _named(label):
             outcome = run_unlearning(method, trained.model, own)
         tell(
             self.listeners,
@@ -178,6 +178,18 @@ class WatchedClients:
         updates = self.inner.train(model, ids, round_index=round_index, epochs=epochs)
         tell(self.listeners, "tick", rounds=self.rounds)
         return updates
+
+
+@contextmanager
+def _named(label: str) -> Iterator[None]:
+    """Say which method an error comes from; a fault of its code fails the run."""
+    try:
+        yield
+    except FedUnlearnError as error:
+        raise type(error)(f"method {label!r}: {error}") from error
+    except Exception as error:
+        fault = f"{type(error).__name__}: {error}"
+        raise RunError(f"method {label!r} failed: {fault}") from error
 
 
 def _check_all(

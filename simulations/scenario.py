@@ -8,6 +8,7 @@ from fedunlearn.data import Partitioner, Source
 from fedunlearn.data.backdoor import Backdoor
 from fedunlearn.method import UnlearningMethod
 from fedunlearn.models import ModelSpec
+from fedunlearn.rng import SEED_LIMIT
 from fedunlearn.training import Training
 from strategies.server_rules import ServerRule
 
@@ -58,8 +59,11 @@ class Outline:
         """Refuse values outside their range."""
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be distinct and at least one: {self.seeds}")
-        if min(*self.seeds, self.data_seed) < 0:
-            raise ValueError("seeds and data_seed must not be negative")
+        for seed in (*self.seeds, self.data_seed):
+            if not 0 <= seed < SEED_LIMIT:
+                raise ValueError(
+                    f"seeds and data_seed must lie in [0, 2**63), got {seed}"
+                )
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
         if self.clients is not None and self.clients < 2:  # noqa: PLR2004

@@ -1,10 +1,11 @@
 """Builds a dataclass from plain values by way of OmegaConf, with errors for people."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -14,15 +15,25 @@ from fedunlearn.errors import ConfigError, did_you_mean
 
 _MISSING = "???"
 """OmegaConf's word for a value that must be given."""
+_RESOLVER = re.compile(r"\$\{[^}]*:")
+"""Start of an OmegaConf resolver, such as ``${oc.env:HOME}``."""
+_KINDS = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+_PLURALS = {int: "integers", float: "numbers", str: "words"}
 
 
-def build(schema: type[Any], values: Mapping[str, Any], prefix: str) -> Any:  # noqa: ANN401
+def build(
+    schema: type[Any],
+    values: Mapping[str, Any],
+    prefix: str,
+    beside: tuple[str, ...] = (),
+) -> Any:  # noqa: ANN401
     """Return ``schema`` filled with ``values``.
 
     Args:
         schema: A frozen dataclass: its fields are the keys, their types the check.
         values: Key -> plain value; missing keys keep the dataclass's default.
         prefix: Name of the section, for messages.
+        beside: Keys of the section that are read elsewhere, for messages.
 
     Raises:
         ConfigError: If a key is unknown or a value not allowed; it names the key.
@@ -31,7 +42,7 @@ def build(schema: type[Any], values: Mapping[str, Any], prefix: str) -> Any:  # 
     lead = f"{prefix}." if prefix else ""
     for key in values:
         if key not in known:
-            names = [lead + k for k in known]
+            names = [lead + k for k in (*beside, *known)]
             raise ConfigError(
                 f"unknown key {lead + key!r}{did_you_mean(lead + key, names)} "
                 f"(known: {', '.join(names) or 'none'})"
@@ -43,8 +54,7 @@ def build(schema: type[Any], values: Mapping[str, Any], prefix: str) -> Any:  # 
         merged = OmegaConf.merge(OmegaConf.structured(schema), dict(values))
         built = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        reason = str(error.msg or error).splitlines()[0]
-        raise ConfigError(f"{lead}{error.full_key or ''}: {reason}") from error
+        raise ConfigError(lead + _misfit(schema, values, error)) from error
     except ValueError as error:
         raise ConfigError(f"{lead}{error}") from error
     for key, value in plain(built).items():
@@ -69,8 +79,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"there is no file {file}") from error
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{file} cannot be read: {reason}") from error
+        raise ConfigError(f"{file} cannot be read: {one_line(error)}") from error
 
 
 def read_group(folder: Path, name: str) -> dict[str, Any]:
@@ -84,12 +93,57 @@ def plain_dict(config: object, source: str) -> dict[str, Any]:
     """Return an OmegaConf mapping as plain values.
 
     Raises:
-        ConfigError: If it is a list; ``source`` says where it came from.
+        ConfigError: If it is a list, or uses a resolver: a run depends on its files and
+            command line, not on the environment. ``source`` says where it came from.
     """
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{source} must hold keys and values")
+    _refuse_resolvers(OmegaConf.to_container(config), source)
     values = OmegaConf.to_container(config, resolve=True)
+    _refuse_resolvers(values, source)  # two harmless halves may have made one
     return {str(key): value for key, value in dict(values).items()}  # type: ignore[arg-type]
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's text without line breaks and OmegaConf's inner details."""
+    return " ".join(str(error).split("full_key:")[0].split())
+
+
+def _refuse_resolvers(value: object, source: str) -> None:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for entry in value:
+            _refuse_resolvers(entry, source)
+    elif isinstance(value, str) and _RESOLVER.search(value):
+        raise ConfigError(
+            f"{source}: {value!r} is not allowed; ${{...}} may only name another key"
+        )
+
+
+def _misfit(
+    schema: type[Any], values: Mapping[str, Any], error: OmegaConfBaseException
+) -> str:
+    """Return which value does not fit its type, and what would."""
+    hints = get_type_hints(schema)
+    for key, value in values.items():
+        try:
+            OmegaConf.merge(OmegaConf.structured(schema), {key: value})
+        except OmegaConfBaseException:
+            return f"{key} must be {_wanted(hints[key])}, got {value!r}"
+    return one_line(error)
+
+
+def _wanted(hint: Any) -> str:  # noqa: ANN401
+    """Return a type in words, such as "a list of integers"."""
+    if hint in _KINDS:
+        return _KINDS[hint]
+    arguments = get_args(hint)
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if get_origin(hint) is tuple:
+        return f"a list of {_PLURALS.get(arguments[0], 'values')}"
+    return " or ".join("null" if a is type(None) else _wanted(a) for a in arguments)
 
 
 def _listed(value: Any) -> Any:  # noqa: ANN401

@@ -23,8 +23,7 @@ def ask_nodes(grid: Grid, nodes: Collection[int]) -> dict[int, ClientId]:
     """Return node id -> client id as the nodes themselves answer.
 
     Raises:
-        RunError: If a node does not answer with its partition id, or two nodes claim
-            the same one.
+        RunError: If a node does not answer with its partition id.
     """
     questions = [
         Message(RecordDict(), dst_node_id=n, message_type=f"query.{IDENTIFY}")
@@ -33,16 +32,22 @@ def ask_nodes(grid: Grid, nodes: Collection[int]) -> dict[int, ClientId]:
     found: dict[int, ClientId] = {}
     for answer in grid.send_and_receive(questions):
         node = answer.metadata.src_node_id
-        if answer.has_error() or "client" not in answer.content.config_records:
+        if (claim := _claim(answer)) is None:
             raise RunError(
                 f"node {node} did not say which client it is; add "
                 "fedunlearn.client.add_identity(app) to its ClientApp"
             )
-        claim = answer.content.config_records["client"]["partition-id"]
-        found[node] = int(claim)  # type: ignore[arg-type]
-    if len(set(found.values())) < len(found):
-        raise RunError("two nodes claim the same partition id")
+        found[node] = claim
     return found
+
+
+def _claim(answer: Message) -> ClientId | None:
+    """Return the partition id in an answer, or None if it holds no proper one."""
+    if answer.has_error() or "client" not in answer.content.config_records:
+        return None
+    claim = answer.content.config_records["client"].get("partition-id")
+    whole = isinstance(claim, int) and not isinstance(claim, bool)
+    return claim if whole and claim >= 0 else None  # type: ignore[operator,return-value]
 
 
 @dataclass(slots=True)
@@ -57,12 +62,18 @@ class Directory:
     _clients: dict[int, ClientId] = field(default_factory=dict)
 
     def refresh(self, grid: Grid) -> dict[ClientId, int]:
-        """Return client id -> node id for the nodes that are there now."""
+        """Return client id -> node id for the nodes that are there now.
+
+        Raises:
+            RunError: If two of them claim the same partition id.
+        """
         present = set(grid.get_node_ids())
         if new := sorted(present - self._clients.keys()):
             self._clients.update(self.identify(grid, new))
-        pairs = ((self._clients[n], n) for n in present if n in self._clients)
-        return dict(sorted(pairs))
+        pairs = sorted((self._clients[n], n) for n in present if n in self._clients)
+        if len(there := dict(pairs)) < len(pairs):
+            raise RunError("two nodes claim the same partition id")
+        return there
 
     def client_of(self, node: int) -> ClientId | None:
         """Return the client behind a node, or None for a stranger."""

@@ -8,7 +8,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from typing_extensions import override
 
-from fedunlearn.errors import EmptyRoundError
+from fedunlearn.errors import EmptyRoundError, LeaverContactError
 from fedunlearn.flower_compat import with_own_records
 from fedunlearn.history import ArraysInMemory, ClientId, RoundRecord, SetAside
 from fedunlearn.updates import Updates
@@ -76,8 +76,8 @@ class RecordingStrategy(Strategy):
             self._inner.configure_train(server_round, arrays, config, shown)
         )
         messages.sort(key=lambda m: self._client(m.metadata.dst_node_id))
-        asked = tuple(self._client(m.metadata.dst_node_id) for m in messages)
-        self._sent = Broadcast.of(arrays, asked)
+        asked = self._asked(messages)
+        self._sent = Broadcast.of(arrays, asked, self._sent)
         return messages
 
     @override
@@ -112,9 +112,13 @@ class RecordingStrategy(Strategy):
         """Let ``inner`` choose among all who did not withdraw."""
         there = self._directory.refresh(grid)
         nodes = tuple(n for c, n in there.items() if c not in self._withdrawn)
-        return self._inner.configure_evaluate(
-            server_round, arrays, config, CohortGrid(grid, nodes)
+        messages = list(
+            self._inner.configure_evaluate(
+                server_round, arrays, config, CohortGrid(grid, nodes)
+            )
         )
+        self._asked(messages)
+        return messages
 
     @override
     def aggregate_evaluate(
@@ -142,6 +146,16 @@ class RecordingStrategy(Strategy):
         if not ids:
             raise EmptyRoundError(f"round {server_round} has nobody to ask")
         return CohortGrid(grid, tuple(there[c] for c in ids))
+
+    def _asked(self, messages: list[Message]) -> tuple[ClientId, ...]:
+        """Return whom the messages go to; refuse those to withdrawn clients."""
+        asked = tuple(self._client(m.metadata.dst_node_id) for m in messages)
+        if leavers := self._withdrawn.intersection(asked):
+            raise LeaverContactError(
+                f"{type(self._inner).__name__} wants to ask client {min(leavers)}, "
+                "who withdrew"
+            )
+        return asked
 
     def _client(self, node: int) -> ClientId:
         """Return the client behind a node; strangers, whom nobody asked, come first."""

@@ -1,18 +1,26 @@
 """Turns Flower replies into updates; a bad reply is set aside, never aggregated."""
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import isfinite
+from zipfile import BadZipFile
 
 import numpy as np
-from flwr.app import ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, Message
 
 from fedunlearn.arrays import numpy_arrays
 from fedunlearn.history import ClientId, Counts, SetAside
+from fedunlearn.params import Array as NumpyArray
 from fedunlearn.params import Layout, Vector
 from fedunlearn.updates import Updates
 
 WEIGHT_KEY = "num-examples"
+
+_COUNT_LIMIT = 2**53
+"""Counts above it are not exact as floating-point numbers."""
+
+Form = tuple[str, str, frozenset[tuple[str, int | None]]]
+"""Names of the array and metric record, and each metric with its list length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +41,43 @@ class Broadcast:
 
     Attributes:
         arrays: The record that was sent.
-        layout: Layout of its floating-point arrays.
-        model: Those arrays as a vector, shape ``(P,)``.
+        dtypes: Name -> dtype in the first broadcast. A server rule may widen what it
+            sends later (Flower's ``FedAdam`` sends float64, its averages turn integers
+            into float64); clients may answer in either.
+        layout: Layout of the first broadcast's floating-point arrays.
+        model: Those arrays as they are sent now, as a vector, shape ``(P,)``.
         asked: Who was asked, ascending.
     """
 
     arrays: ArrayRecord
+    dtypes: Mapping[str, str]
     layout: Layout
     model: Vector
     asked: tuple[ClientId, ...]
 
     @classmethod
-    def of(cls, arrays: ArrayRecord, asked: tuple[ClientId, ...]) -> "Broadcast":
-        """Return the yardstick for a record."""
+    def of(
+        cls,
+        arrays: ArrayRecord,
+        asked: tuple[ClientId, ...],
+        earlier: "Broadcast | None" = None,
+    ) -> "Broadcast":
+        """Return the yardstick for a record.
+
+        Args:
+            arrays: What is sent.
+            asked: To whom, ascending.
+            earlier: An earlier broadcast of the same run, which fixed the layout.
+        """
         named = numpy_arrays(arrays)
-        layout = Layout.of(named)
+        layout = Layout.of(named) if earlier is None else earlier.layout
+        dtypes = {name: array.dtype for name, array in arrays.items()}
         return cls(
-            arrays=arrays, layout=layout, model=layout.flatten(named), asked=asked
+            arrays=arrays,
+            dtypes=dtypes if earlier is None else earlier.dtypes,
+            layout=layout,
+            model=layout.flatten(named),
+            asked=asked,
         )
 
 
@@ -79,6 +107,9 @@ def sort_replies(
             aside.append(SetAside(client, reason))
         else:
             good[client] = _read(client, message, sent, weight_key)
+    for client in _odd_ones(good):
+        del good[client]
+        aside.append(SetAside(client, "names its records or metrics unlike the others"))
     aside.sort(key=lambda s: (-1 if s.client is None else s.client, s.reason))
     return [good[c] for c in sorted(good)], aside
 
@@ -115,10 +146,39 @@ def _read(
         client,
         message,
         model,
-        int(metrics[weight_key]),  # type: ignore[arg-type]
-        int(metrics.get("num-steps", 0)),  # type: ignore[arg-type]
-        int(metrics.get("num-samples", 0)),  # type: ignore[arg-type]
+        _count(metrics.get(weight_key)) or 0,
+        _count(metrics.get("num-steps")) or 0,
+        _count(metrics.get("num-samples")) or 0,
     )
+
+
+def _count(value: object) -> int | None:
+    """Return a metric that is a non-negative whole number, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not 0 <= value <= _COUNT_LIMIT or value != int(value):
+        return None
+    return int(value)
+
+
+def _odd_ones(good: Mapping[ClientId, Reply]) -> list[ClientId]:
+    """Return the clients whose records are not named as most clients' are.
+
+    Flower aggregates a round only if all its replies have the same names and kinds:
+    without this, one odd reply would stop the run.
+    """
+    forms = {client: _form(good[client].message) for client in sorted(good)}
+    # The form seen first, so the lowest client's, wins a tie.
+    usual = Counter(forms.values()).most_common(1)
+    return [client for client, form in forms.items() if form != usual[0][0]]
+
+
+def _form(message: Message) -> Form:
+    content = message.content
+    (arrays,) = content.array_records
+    ((name, metrics),) = content.metric_records.items()
+    lengths = {k: len(v) if isinstance(v, list) else None for k, v in metrics.items()}
+    return arrays, name, frozenset(lengths.items())
 
 
 def _fault(message: Message, sent: Broadcast, weight_key: str) -> str | None:
@@ -131,8 +191,8 @@ def _fault(message: Message, sent: Broadcast, weight_key: str) -> str | None:
         return "does not hold exactly one array record and one metric record"
     metrics = next(iter(content.metric_records.values()))
     weight = metrics.get(weight_key)
-    if not isinstance(weight, int | float) or not isfinite(weight) or weight < 1:
-        return f"{weight_key} is {weight!r}, not a positive number"
+    if not _count(weight):
+        return f"{weight_key} is {_short(weight)}, not a positive whole number"
     return _array_fault(next(iter(content.array_records.values())), sent)
 
 
@@ -140,11 +200,27 @@ def _array_fault(arrays: ArrayRecord, sent: Broadcast) -> str | None:
     if odd := sorted(arrays.keys() ^ sent.arrays.keys()):
         return f"array {odd[0]!r} is {'missing' if odd[0] in sent.arrays else 'extra'}"
     for name, expected in sent.arrays.items():
-        found = arrays[name]
-        if tuple(found.shape) != tuple(expected.shape):
+        found = _values(arrays[name])
+        if found is None:
+            return f"array {name!r} cannot be read"
+        if found.shape != tuple(expected.shape):
             return f"array {name!r} has shape {found.shape}, not {expected.shape}"
-        if found.dtype != expected.dtype:
-            return f"array {name!r} is {found.dtype}, not {expected.dtype}"
-        if not np.isfinite(found.numpy()).all():
+        if found.dtype not in (expected.dtype, sent.dtypes.get(name)):
+            return f"array {name!r} is {found.dtype}, not {sent.dtypes.get(name)}"
+        if not np.isfinite(found).all():
             return f"array {name!r} holds NaN or infinity"
     return None
+
+
+def _values(array: Array) -> NumpyArray | None:
+    """Return what an array's bytes say, whatever it says of itself; None for rubbish."""
+    try:
+        found: object = array.numpy()
+    except (ValueError, TypeError, EOFError, OSError, MemoryError, BadZipFile):
+        return None
+    return found if isinstance(found, np.ndarray) else None
+
+
+def _short(value: object) -> str:
+    text = repr(value) if not isinstance(value, int) or value < _COUNT_LIMIT else "huge"
+    return text if len(text) <= 40 else f"{text[:37]}..."  # noqa: PLR2004

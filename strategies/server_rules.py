@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-from flwr.app import Array, ConfigRecord, Message, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
@@ -37,12 +38,13 @@ class FlowerServer:
     stateful: bool
     carried: Mapping[str, Array] = field(default_factory=dict)
     _steps: int = 0
+    _last: ArrayRecord | None = None
 
     def step(self, updates: Updates) -> Vector:
         """Return the strategy's aggregate of the updates, shape ``(P,)``."""
         claim_identity()
         self._steps += 1
-        before = to_arrays(updates.before, self.layout, self.carried)
+        before = self._before(updates.before)
         # Node ids start at 1, a client's is its own id plus one.
         grid = CohortGrid(NoGrid(), tuple(c + 1 for c in updates.clients))
         orders = self.strategy.configure_train(
@@ -53,7 +55,15 @@ class FlowerServer:
         arrays, _ = self.strategy.aggregate_train(self._steps, replies)
         if arrays is None:
             raise RunError(f"{type(self.strategy).__name__} gave no model")
+        self._last = arrays
         return from_arrays(arrays, self.layout)
+
+    def _before(self, model: Vector) -> ArrayRecord:
+        """Return ``model`` as the strategy sent it: ``FedAdam`` does so in float64."""
+        last = self._last
+        if last is not None and np.array_equal(from_arrays(last, self.layout), model):
+            return last
+        return to_arrays(model, self.layout, self.carried)
 
     def _reply(self, order: Message, updates: Updates, client: int) -> Message:
         row = updates.clients.index(client)

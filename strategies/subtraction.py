@@ -64,12 +64,12 @@ class Subtract:
             terms, start = _leavers_shares(ctx), model
         else:
             terms, start = _means_without(ctx), ctx.initial_model
-        total = np.zeros(model.shape, np.float64)
+        total = start.astype(np.float64)
         for term in terms:
             total += term
         trained = ctx.schedule.rounds
         rounds = range(trained + 1, trained + self.recovery_rounds + 1)
-        return continue_training((start + total).astype(np.float32), ctx, rounds)
+        return continue_training(total.astype(np.float32), ctx, rounds)
 
 
 def _leavers_shares(ctx: UnlearningContext) -> Iterator[Vector]:

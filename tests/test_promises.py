@@ -1,5 +1,6 @@
 """What the project promises about one departure, on the quickstart's data."""
 
+import random
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from simulations.engine import SimulationGrid
 from simulations.prepare import prepare
 from simulations.train import quiet_flower
 from strategies import RecordingStrategy
+from strategies.server_rules import SERVER_RULES
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "scenario" / "quickstart.yaml"
 
@@ -99,6 +101,37 @@ def test_retraining_equals_a_run_in_which_the_leaver_never_existed(server, cohor
     )
 
     assert digests(compare(loaded))["retrain", 0] == never_existed(loaded)
+
+
+@pytest.mark.parametrize("rule", SERVER_RULES)
+def test_recording_changes_no_bit_of_what_a_strategy_gives(rule, monkeypatch):
+    # The plain strategy must see nodes in canonical order too: Flower shuffles them.
+    monkeypatch.setattr(random, "sample", lambda population, k: sorted(population)[:k])
+    task = prepare(scenario("methods=[]", "training.epochs=1")).task
+
+    def train(strategy):
+        with (
+            quiet_flower(),
+            SimulationGrid(client_app(task), num_clients=10) as grid,
+        ):
+            result = strategy.start(
+                grid,
+                to_arrays(task.initial_model(0), task.layout),
+                num_rounds=4,
+                train_config=ConfigRecord({"seed": 0}),
+            )
+        return {name: array.numpy() for name, array in result.arrays.items()}
+
+    history = InMemoryHistory(task.layout)
+    plain = train(SERVER_RULES[rule]().strategy())
+    recorded = train(RecordingStrategy(SERVER_RULES[rule]().strategy(), history))
+
+    assert plain.keys() == recorded.keys()
+    for name, array in plain.items():
+        assert array.dtype == recorded[name].dtype
+        np.testing.assert_array_equal(array, recorded[name])
+    assert history.rounds == (1, 2, 3, 4)
+    assert all(history.round(i).clients == tuple(range(10)) for i in history.rounds)
 
 
 @pytest.mark.ray

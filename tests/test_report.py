@@ -20,7 +20,6 @@ from fedunlearn.errors import DataError
 from fedunlearn.report import (
     Estimate,
     ReportInput,
-    compare,
     estimate,
     format_estimate,
     gap_to_retrain,
@@ -29,6 +28,7 @@ from fedunlearn.report import (
     render_report,
     seed_distance,
     summarise,
+    tabulate,
 )
 from fedunlearn.report.clients import shown_clients
 from fedunlearn.report.names import markdown, short
@@ -530,7 +530,7 @@ class TestTables:
         )
         assert lines[2].startswith("| `trained` (before) | ")
         cells = [cell.strip() for cell in lines[4].split("|")[2:-1]]
-        assert tuple(cells) == compare(results).lines[2].cells
+        assert tuple(cells) == tabulate(results).lines[2].cells
 
     @pytest.mark.parametrize(
         ("name", "text"),
@@ -547,7 +547,7 @@ class TestTables:
     def test_latex(self) -> None:
         text = latex_table(some_results(["trained", "retrain", "a_b%\\"]))
         lines = text.splitlines()
-        columns = len(compare(some_results()).heads)
+        columns = len(tabulate(some_results()).heads)
         assert lines[0] == r"\begin{tabular}{l" + "r" * columns + "}"
         assert lines[-1] == r"\end{tabular}"
         for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\cmidrule(lr){2-5}"):

@@ -8,7 +8,7 @@ integers and never become part of a path.
 import json
 import sqlite3
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -59,18 +59,24 @@ class DiskHistory:
             raise HistoryError(f"{folder} holds no history (no index.db)")
         self._db = sqlite3.connect(index, check_same_thread=False)
         try:
-            meta = dict(self._db.execute("SELECT key, value FROM meta"))
-            names, shapes = json.loads(meta["layout"])
-        except (sqlite3.DatabaseError, KeyError, ValueError) as error:
+            self._layout = self._read_layout()
+            self._db.execute("PRAGMA synchronous=FULL")
+        except (sqlite3.DatabaseError, KeyError, TypeError, ValueError) as error:
             self._db.close()
             raise HistoryError(f"{index} is damaged: {error}") from error
-        if int(meta["format"]) != FORMAT:
+        except HistoryError:
             self._db.close()
+            raise
+
+    def _read_layout(self) -> Layout:
+        meta = dict(self._db.execute("SELECT key, value FROM meta"))
+        if int(meta["format"]) != FORMAT:
             raise HistoryError(
-                f"{folder} has format {meta['format']}, this version reads {FORMAT}"
+                f"{self._folder} has format {meta['format']}, "
+                f"this version reads {FORMAT}"
             )
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._layout = Layout(tuple(names), tuple(tuple(s) for s in shapes))
+        names, shapes = json.loads(meta["layout"])
+        return Layout(tuple(names), tuple(tuple(s) for s in shapes))
 
     @classmethod
     def create(cls, folder: Path, layout: Layout) -> "DiskHistory":
@@ -103,7 +109,7 @@ class DiskHistory:
     @property
     def rounds(self) -> tuple[int, ...]:
         """Indices of the recorded rounds, ascending."""
-        rows = self._db.execute("SELECT round FROM rounds ORDER BY round")
+        rows = self._select("SELECT round FROM rounds ORDER BY round")
         return tuple(index for (index,) in rows)
 
     @property
@@ -114,8 +120,7 @@ class DiskHistory:
     @property
     def nbytes(self) -> int:
         """Bytes of all round files, without the index."""
-        (total,) = self._db.execute("SELECT sum(bytes) FROM rounds").fetchone()
-        return int(total or 0)
+        return sum(size for (size,) in self._select("SELECT bytes FROM rounds"))
 
     def append(self, record: RoundRecord) -> None:
         """Commit a round.
@@ -135,11 +140,13 @@ class DiskHistory:
 
     def round(self, index: int) -> RoundRecord:
         """Return one round; its arrays are memory-mapped on first use."""
-        head = self._db.execute(
-            "SELECT bytes, asked, set_aside FROM rounds WHERE round = ?", (index,)
-        ).fetchone()
-        if head is None:
+        index = int(index)
+        heads = self._select(
+            "SELECT bytes, asked, set_aside FROM rounds WHERE round = ?", index
+        )
+        if not heads:
             raise no_such_round(index, self.rounds)
+        head = heads[0]
         clients, examples, steps, samples = self._participants(index)
         return RoundRecord(
             index=index,
@@ -154,12 +161,19 @@ class DiskHistory:
 
     def rounds_of(self, client: ClientId) -> tuple[int, ...]:
         """Return the rounds in which the client's update was aggregated."""
-        rows = self._db.execute(
-            # SQLite matches no row with a NumPy integer, without a word.
-            "SELECT round FROM updates WHERE client = ? ORDER BY round",
-            (int(client),),
+        rows = self._select(
+            "SELECT round FROM updates WHERE client = ? ORDER BY round", client
         )
         return tuple(index for (index,) in rows)
+
+    def _select(self, query: str, *values: int) -> list[Any]:
+        # SQLite matches no row with a NumPy integer, without a word: hence int().
+        try:
+            return self._db.execute(query, tuple(map(int, values))).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise HistoryError(
+                f"{self._folder / 'index.db'} is damaged: {error}"
+            ) from error
 
     def _path(self, index: int) -> Path:
         return self._folder / "rounds" / f"{index:06d}.safetensors"
@@ -167,25 +181,26 @@ class DiskHistory:
     def _participants(
         self, index: int
     ) -> tuple[tuple[ClientId, ...], Counts, Counts, Counts]:
-        rows = self._db.execute(
+        rows = self._select(
             "SELECT client, num_examples, num_steps, num_samples FROM updates"
             " WHERE round = ? ORDER BY row",
-            (index,),
-        ).fetchall()
+            index,
+        )
         columns = np.array(rows, np.int64).reshape(-1, 4).T
         return tuple(columns[0].tolist()), columns[1], columns[2], columns[3]
 
     def _insert(self, record: RoundRecord, nbytes: int) -> None:
         aside = [[s.client, s.reason] for s in record.set_aside]
+        asked = [int(client) for client in record.asked]
         self._db.execute(
             "INSERT INTO rounds VALUES (?, ?, ?, ?)",
-            (record.index, nbytes, json.dumps(record.asked), json.dumps(aside)),
+            (int(record.index), nbytes, json.dumps(asked), json.dumps(aside)),
         )
         counts = (record.num_examples, record.num_steps, record.num_samples)
         self._db.executemany(
             "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?)",
             [
-                (record.index, client, row, *(int(column[row]) for column in counts))
+                (int(record.index), int(client), row, *(int(c[row]) for c in counts))
                 for row, client in enumerate(record.clients)
             ],
         )

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fedunlearn.errors import HistoryError
 from fedunlearn.params import Layout, Matrix, Vector
 
 ClientId = int
@@ -39,22 +40,28 @@ class RoundArrays(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ArraysInMemory:
-    """The heavy part of a round held in memory."""
+    """The heavy part of a round held in memory; handed out as read-only views."""
 
     model: Vector
     matrix: Matrix
 
     def broadcast(self) -> Vector:
         """Return the model sent out."""
-        return self.model
+        return _read_only(self.model)
 
     def updates(self) -> Matrix:
         """Return all updates."""
-        return self.matrix
+        return _read_only(self.matrix)
 
     def rows(self, positions: Sequence[int]) -> Matrix:
         """Return some updates."""
         return self.matrix[list(positions)]
+
+
+def _read_only(array: Matrix) -> Matrix:
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +125,11 @@ class RoundRecord:
 
     def _positions(self, clients: Collection[ClientId]) -> list[int]:
         where = {client: row for row, client in enumerate(self.clients)}
+        if strangers := [client for client in clients if client not in where]:
+            raise HistoryError(
+                f"round {self.index} holds no update of client {strangers[0]}; "
+                f"it holds those of {', '.join(map(str, self.clients)) or 'nobody'}"
+            )
         return [where[client] for client in clients]
 
 

@@ -39,21 +39,36 @@ class ArraysOnDisk:
                 raise HistoryError(
                     f"{self.path} has {size} bytes, {self.nbytes} were recorded"
                 )
-            with self.path.open("rb") as file:
-                header_size = int.from_bytes(file.read(8), "little")
-                entry = json.loads(file.read(header_size))[tensor]
-            offset = 8 + header_size + entry["data_offsets"][0]
-            shape = tuple(entry["shape"])
+            offset, shape = self._place(tensor)
             return np.memmap(self.path, np.float32, "r", offset, shape)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise HistoryError(f"{self.path} is damaged: {error}") from error
+
+    def _place(self, tensor: str) -> tuple[int, tuple[int, ...]]:
+        with self.path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            if header_size > self.nbytes:
+                raise ValueError(f"it announces a header of {header_size} bytes")
+            entry = json.loads(file.read(header_size))[tensor]
+        if entry["dtype"] != "F32":
+            raise ValueError(f"{tensor} is {entry['dtype']}, not F32")
+        return 8 + header_size + entry["data_offsets"][0], tuple(entry["shape"])
 
 
 def write_segment(path: Path, record: RoundRecord) -> None:
-    """Write the round's file so that it is complete whenever it has its name."""
+    """Write the round's file so that it is complete whenever it has its name.
+
+    Raises:
+        HistoryError: If an array is not float32.
+    """
     from safetensors.numpy import save
 
-    payload = save({"broadcast": record.broadcast, "updates": record.updates})
+    arrays = {"broadcast": record.broadcast, "updates": record.updates}
+    for name, array in arrays.items():
+        if array.dtype != np.float32:
+            raise HistoryError(f"{name} must be float32, got {array.dtype}")
+    # safetensors writes a strided array's buffer in its own order, without a word.
+    payload = save({n: np.ascontiguousarray(a) for n, a in arrays.items()})
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         file.write(payload)

@@ -1,6 +1,7 @@
 """What a comparison found: the HTML report and tables for docs and papers."""
 
-from fedunlearn.report.comparison import Comparison, compare
+from fedunlearn.report.columns import BRIEF
+from fedunlearn.report.comparison import TextTable, tabulate
 from fedunlearn.report.page import ReportInput, render_report
 from fedunlearn.report.summary import (
     RETRAIN,
@@ -16,13 +17,13 @@ from fedunlearn.report.summary import (
 from fedunlearn.report.tables import latex_table, markdown_table
 
 __all__ = [
+    "BRIEF",
     "RETRAIN",
     "TRAINED",
-    "Comparison",
     "Estimate",
     "MethodSummary",
     "ReportInput",
-    "compare",
+    "TextTable",
     "estimate",
     "format_estimate",
     "gap_to_retrain",
@@ -31,4 +32,5 @@ __all__ = [
     "render_report",
     "seed_distance",
     "summarise",
+    "tabulate",
 ]

@@ -159,3 +159,17 @@ LOSS_COLUMNS = (
     Column("forget_loss", "gap", "Gap to retrain", "forget", "number"),
 )
 """The same for the mean loss."""
+
+_BRIEF = {
+    ("test_accuracy", "metrics"),
+    ("forget_accuracy", "metrics"),
+    ("forget_accuracy", "gap"),
+    ("disagreement_with_retrain", "metrics"),
+    ("backdoor_success", "metrics"),
+    ("client_rounds", "ratio"),
+    ("history_bytes", "cost"),
+    ("wall_seconds", "cost"),
+}
+
+BRIEF = tuple(c for c in COLUMNS if (c.name, c.source) in _BRIEF)
+"""The columns a terminal or a README has room for."""

@@ -45,7 +45,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class TextTable:
     """Headings and lines, all cells as text."""
 
     heads: tuple[Head, ...]
@@ -58,9 +58,9 @@ class Comparison:
         return [(name, len(list(run))) for name, run in runs]
 
 
-def compare(
+def tabulate(
     results: Mapping[str, Any], columns: Sequence[Column] = COLUMNS
-) -> Comparison:
+) -> TextTable:
     """Return the table of ``columns``; a metric that no row has is left out.
 
     Raises:
@@ -84,7 +84,7 @@ def compare(
         )
         for i, s in enumerate(summaries)
     ]
-    return Comparison(tuple(heads), tuple(lines))
+    return TextTable(tuple(heads), tuple(lines))
 
 
 def checked_rows(results: Mapping[str, Any]) -> Sequence[Row]:

@@ -13,7 +13,7 @@ from fedunlearn.report.clients import (
     shown_clients,
 )
 from fedunlearn.report.columns import LOSS_COLUMNS
-from fedunlearn.report.comparison import checked_rows, compare
+from fedunlearn.report.comparison import checked_rows, tabulate
 from fedunlearn.report.names import clean, listed
 from fedunlearn.report.plots import accuracy_by_round, costs
 from fedunlearn.report.scatter import gap_and_cost
@@ -50,6 +50,7 @@ class ReportInput:
 class Plot:
     """A plot of the page; ``svg`` is markup, ``title`` and ``caption`` are text."""
 
+    name: str
     title: str
     svg: str
     caption: str
@@ -90,8 +91,8 @@ def _context(report: ReportInput) -> dict[str, object]:
         "name": clean(results["scenario"]["name"]),
         "story": story(results, leavers),
         "facts": _facts(results),
-        "table": compare(results),
-        "losses": compare(results, LOSS_COLUMNS),
+        "table": tabulate(results),
+        "losses": tabulate(results, LOSS_COLUMNS),
         "plots": [plot for plot in _plots(report) if plot.svg],
         "rows": [{**row, "method": clean(row["method"])} for row in results["rows"]],
         "seeds": len({row["seed"] for row in results["rows"]}),
@@ -126,20 +127,23 @@ def _plots(report: ReportInput) -> list[Plot]:
     shown = shown_clients(report.label_counts.sum(axis=1), report.forget)
     counts = report.label_counts
     return [
-        Plot("Gap and cost", gap_and_cost(rows), _gap_caption(rows)),
+        Plot("gap", "Gap and cost", gap_and_cost(rows), _gap_caption(rows)),
         Plot(
+            "training",
             "Training",
             accuracy_by_round(report.accuracy_by_round),
             "Test accuracy of the global model after each round: the mean in blue, "
             "each seed in grey.",
         ),
         Plot(
+            "cost",
             "Cost",
             costs(rows),
             "Work asked of clients and model bytes moved; the dashed line is "
             "retraining. References in grey.",
         ),
         Plot(
+            "clients",
             "Who holds what",
             label_distribution(counts, report.client_names, report.forget, shown),
             caption(counts, report.forget, shown),
@@ -149,9 +153,12 @@ def _plots(report: ReportInput) -> list[Plot]:
 
 def _gap_caption(rows: Sequence[Row]) -> str:
     text = (
-        "Best is on the zero line and far to the left. Bars are 95 % t-intervals over "
-        "seeds; the dashed line is the model before anybody left."
+        "Best is on the zero line and far to the left. The dashed line is the model "
+        "before anybody left."
     )
     if seed_distance(rows, "forget_accuracy") is None:
         return text
-    return f"{text} The band is how far two retrainings are apart on average."
+    return (
+        f"{text} Bars are 95 % t-intervals over seeds; the band is how far two "
+        "retrainings are apart on average."
+    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 Point = tuple[float, float]
 
 _RADII = (6.0, 14.0, 24.0, 36.0, 50.0, 66.0, 84.0, 104.0, 128.0, 156.0, 190.0)
+_NOTHING = 1e-6
 _ANGLES = (0, 35, -35, 180, 145, -145, 90, -90, 60, -60, 120, -120)
 
 
@@ -65,21 +66,40 @@ def place(
         obstacles: What they should leave free, the points' own marks included.
     """
     placed: list[Box] = []
+    taken = list(obstacles)
     for point, size in zip(points, sizes, strict=True):
-        taken = [*obstacles, *placed]
-        placed.append(_best(point, size, frame, taken))
+        box = _best(point, size, frame, taken, placed)
+        placed.append(box)
+        taken += [box, *_leader(point, box)]
     return placed
 
 
-def _best(point: Point, size: Point, frame: Box, taken: Sequence[Box]) -> Box:
-    best, least = None, math.inf
+def _best(
+    point: Point,
+    size: Point,
+    frame: Box,
+    taken: Sequence[Box],
+    labels: Sequence[Box],
+) -> Box:
+    """Return the nearest candidate that covers least, with its leader line."""
+    best, least = Box.around(point, *size), math.inf
     for box in _candidates(point, size):
         harm = 2 * box.outside(frame) + sum(box.overlap(other) for other in taken)
-        if harm < least - 1e-6:
+        line = _leader(point, box)
+        harm += sum(part.overlap(other) for part in line for other in labels)
+        if harm < least - _NOTHING:
             best, least = box, harm
-        if least <= 1e-6:  # noqa: PLR2004
+        if least <= _NOTHING:
             break
-    return best or Box.around(point, *size)
+    return best
+
+
+def _leader(point: Point, box: Box) -> list[Box]:
+    """Return small boxes along the line from the point to its label."""
+    (x, y), (u, v) = point, box.nearest(point)
+    count = int(math.dist((x, y), (u, v)) // 6)
+    steps = [k / (count + 1) for k in range(1, count + 1)]
+    return [Box.around((x + k * (u - x), y + k * (v - y)), 3, 3) for k in steps]
 
 
 def _candidates(point: Point, size: Point) -> Iterator[Box]:

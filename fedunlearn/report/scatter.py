@@ -99,7 +99,10 @@ def _limits(axes: "Axes", spots: Sequence[_Spot], level: float | None) -> None:
     ends += [s.gap.mean + sign * s.reach[1] for s in spots for sign in (-1, 1)]
     pad = 0.08 * (max(ends) - min(ends)) or 1.0
     right = max(1.0, *(s.cost.mean + s.reach[0] for s in spots))
-    axes.set_xlim(-0.06 * right, 1.12 * right)
+    room = min(0.05 + 0.006 * len(spots), 0.2)
+    axes.set_xlim(0, 1.12 * right)
+    axes.set_xticks(axes.get_xticks())
+    axes.set_xlim(-room * right, 1.12 * right)
     axes.set_ylim(min(ends) - pad, max(ends) + pad)
     axes.set_xlabel("client-rounds, ratio to retraining")
     axes.set_ylabel("forget accuracy, gap to retrain (pp)")
@@ -167,16 +170,8 @@ def _label(axes: "Axes", s: _Spot, label: str, point: Point, box: Box) -> None:
     x, y = box.centre
     side = "left" if x > point[0] + 1 else "right" if x < point[0] - 1 else "center"
     anchor = {"left": box.left, "right": box.right, "center": x}[side]
-    far = math.dist(box.nearest(point), point) > _NEAR
-    axes.annotate(
-        label,
-        point,
-        xytext=(anchor, y),
-        xycoords="figure pixels",
-        textcoords="figure pixels",
-        arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.6} if far else None,
-        ha=side,
-        va="center_baseline",
-        color=MUTED if s.reference else INK,
-        zorder=4,
-    )
+    if math.dist(box.nearest(point), point) > _NEAR:
+        ends = axes.transData.inverted().transform([point, box.nearest(point)])
+        axes.plot(*ends.T, color=GREY, linewidth=0.6, zorder=2.5)
+    text = axes.annotate(label, (anchor, y), xycoords="figure pixels", ha=side)
+    text.set(va="center_baseline", color=MUTED if s.reference else INK, zorder=4)

@@ -1,21 +1,25 @@
 """The comparison for docs (Markdown) and papers (LaTeX)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedunlearn.report.comparison import Comparison, Head, Line, compare
+from fedunlearn.report.columns import COLUMNS, Column
+from fedunlearn.report.comparison import Head, Line, TextTable, tabulate
 from fedunlearn.report.names import latex, markdown
 
 _SHORT_GROUPS = {"Gap to retrain": "gap", "Distance to retrain": "", "Accuracy": ""}
 
 
-def markdown_table(results: Mapping[str, Any]) -> str:
+def markdown_table(
+    results: Mapping[str, Any], columns: Sequence[Column] = COLUMNS
+) -> str:
     """Return the comparison as a GitHub Markdown table, with a final newline.
 
     Args:
         results: The content of ``results.json``.
+        columns: What to show.
     """
-    table = compare(results)
+    table = tabulate(results, columns)
     heads = [_heading(head) for head in table.heads]
     lines = [
         _pipes(["method", *heads]),
@@ -31,7 +35,7 @@ def latex_table(results: Mapping[str, Any]) -> str:
     Args:
         results: The content of ``results.json``.
     """
-    table = compare(results)
+    table = tabulate(results)
     heads = [_latex_cell(_heading(head)) for head in table.heads]
     lines = [
         r"\begin{tabular}{l" + "r" * len(heads) + "}",
@@ -76,12 +80,12 @@ def _latex_cell(text: str) -> str:
     return "".join(marks.get(c, c) for c in latex(text))
 
 
-def _latex_groups(table: Comparison) -> list[str]:
+def _latex_groups(table: TextTable) -> list[str]:
     cells = [rf"\multicolumn{{{n}}}{{c}}{{{latex(g)}}}" for g, n in table.groups]
     return ["", *cells]
 
 
-def _latex_rules(table: Comparison) -> str:
+def _latex_rules(table: TextTable) -> str:
     rules, start = [], 2
     for _, width in table.groups:
         rules.append(rf"\cmidrule(lr){{{start}-{start + width - 1}}}")

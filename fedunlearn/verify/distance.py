@@ -33,7 +33,7 @@ def cosine_distance(model: Vector, reference: Vector, origin: Vector) -> float |
     lengths = np.sqrt(np.sum(ours**2)) * np.sqrt(np.sum(theirs**2))
     if lengths == 0:
         return None
-    return float(max(0.0, 1.0 - np.sum(ours * theirs) / lengths))
+    return float(np.clip(1.0 - np.sum(ours * theirs) / lengths, 0.0, 2.0))
 
 
 def disagreement(logits: Logits, reference: Logits) -> float | None:

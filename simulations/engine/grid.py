@@ -1,6 +1,8 @@
 """A Flower Grid whose nodes are simulated clients."""
 
+from collections import Counter
 from collections.abc import Iterable
+from contextlib import ExitStack
 from itertools import count
 from types import TracebackType
 from typing import Self, final
@@ -48,7 +50,7 @@ class SimulationGrid(Grid):
         self._app = client_app
         self._num_clients = num_clients
         self._workers = workers
-        self._threads = one_thread()
+        self._open = ExitStack()
         self._backend: Backend | None = None
         self._states: dict[int, RecordDict] = {}
         self._message_ids = count(1)
@@ -57,13 +59,13 @@ class SimulationGrid(Grid):
 
     def __enter__(self) -> Self:
         """Start the backend."""
-        self._threads.__enter__()
-        if self._workers == 0:
-            self._backend = ClientWorker(self._app, self._num_clients)
-        else:
-            from simulations.engine.ray_pool import RayPool
-
-            self._backend = RayPool(self._app, self._num_clients, self._workers)
+        if self._backend is not None:
+            raise RunError("this SimulationGrid is inside a with statement already")
+        with ExitStack() as opening:
+            opening.enter_context(one_thread())
+            backend = self._start()
+            opening.callback(backend.close)
+            self._backend, self._open = backend, opening.pop_all()
         return self
 
     def __exit__(
@@ -73,10 +75,15 @@ class SimulationGrid(Grid):
         trace: TracebackType | None,
     ) -> None:
         """Stop the backend."""
-        if self._backend is not None:
-            self._backend.close()
-            self._backend = None
-        self._threads.__exit__(kind, error, trace)
+        self._backend = None
+        self._open.close()
+
+    def _start(self) -> Backend:
+        if self._workers == 0:
+            return ClientWorker(self._app, self._num_clients)
+        from simulations.engine.ray_pool import RayPool
+
+        return RayPool(self._app, self._num_clients, self._workers)
 
     @override
     def set_run(self, run: Run) -> None:
@@ -132,17 +139,22 @@ class SimulationGrid(Grid):
         there = [
             m for m in numbered if 1 <= m.metadata.dst_node_id <= self._num_clients
         ]
-        contents = {id(m.content): m.content for m in there}
-        positions = {key: at for at, key in enumerate(contents)}
-        jobs = [self._job(m, positions[id(m.content)]) for m in there]
-        answers = self._backend.run(jobs, list(contents.values()))
-        found = {
-            m.metadata.message_id: self._reply(m, answer)
-            for m, answer in zip(there, answers, strict=True)
-        }
+        found: dict[str, Message] = {}
+        for wave in _waves(there):
+            found |= self._run_wave(self._backend, wave)
         return {
             m.metadata.message_id: found.get(m.metadata.message_id) or _nobody(m)
             for m in numbered
+        }
+
+    def _run_wave(self, backend: Backend, wave: list[Message]) -> dict[str, Message]:
+        contents = {id(m.content): m.content for m in wave}
+        positions = {key: at for at, key in enumerate(contents)}
+        jobs = [self._job(m, positions[id(m.content)]) for m in wave]
+        answers = backend.run(jobs, list(contents.values()))
+        return {
+            m.metadata.message_id: self._reply(m, answer)
+            for m, answer in zip(wave, answers, strict=True)
         }
 
     def _job(self, message: Message, content: int) -> Job:
@@ -162,6 +174,18 @@ class SimulationGrid(Grid):
         if answer.content is None:
             return Message(answer.error or Error(0), reply_to=message)
         return Message(answer.content, reply_to=message)
+
+
+def _waves(messages: list[Message]) -> list[list[Message]]:
+    """Split so that a wave has a node once: its state passes from wave to wave."""
+    waves, seen = list[list[Message]](), Counter[int]()
+    for message in messages:
+        node = message.metadata.dst_node_id
+        if seen[node] == len(waves):
+            waves.append([])
+        waves[seen[node]].append(message)
+        seen[node] += 1
+    return waves
 
 
 def _nobody(message: Message) -> Message:

@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from ray._private import ray_constants
 from ray.exceptions import RayActorError
 
-from fedunlearn.errors import RunError
+from fedunlearn.errors import ConfigError, RunError
 from fedunlearn.flower_compat import CLIENT_APP_CRASHED
 from fedunlearn.models.state import single_thread
 from simulations.engine.worker import Answer, ClientWorker, Job
@@ -122,6 +122,7 @@ def _chunks(jobs: int, workers: int) -> list[Chunk]:
 def _start_ray(workers: int) -> bool:
     """Start Ray on this machine's loopback unless it runs; return whether it did."""
     if ray.is_initialized():
+        _check_room(workers)
         return False
     # No telemetry, and the coming default, which warns at every start until set.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -142,3 +143,12 @@ def _start_ray(workers: int) -> bool:
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = clusters
     return True
+
+
+def _check_room(workers: int) -> None:
+    """Refuse more workers than the running Ray has CPUs: they would wait for ever."""
+    cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
+    if cpus < workers:
+        raise ConfigError(
+            f"engine.workers is {workers}, the Ray that is running has {cpus} CPUs"
+        )

@@ -102,10 +102,14 @@ class ClientWorker:
             run_config={},
         )
         try:
-            reply = self._app(message, context)
-        except Exception as error:  # noqa: BLE001 - any fault of a client is its answer
+            reply: object = self._app(message, context)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - its answer, whatever
             fault = Error(CLIENT_APP_RAISED, f"{type(error).__name__}: {error}")
+            return Answer(None, fault, context.state)
+        if not isinstance(reply, Message):
+            fault = Error(CLIENT_APP_RAISED, f"returned {reply!r}, not a Message")
             return Answer(None, fault, context.state)
         if reply.has_error():
             return Answer(None, reply.error, context.state)
-        return Answer(reply.content, None, context.state)
+        # A copy: the client's state may hold the records it sends.
+        return Answer(copy_records(reply.content), None, context.state)

@@ -1,0 +1,105 @@
+"""What the laws share: five clients, a fingerprint, and how a law is broken."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from fedunlearn.history import ClientId, records
+from fedunlearn.method import UnlearningContext, UnlearningMethod
+from fedunlearn.params import Vector
+from fedunlearn.rng import derive
+from fedunlearn.schedule import TrainingSchedule
+from fedunlearn.testing.federation import (
+    ContextFactory,
+    QuadraticClients,
+    quadratic_federation,
+)
+
+Law = Callable[[UnlearningMethod], None]
+
+SIZES = (10, 30, 20, 40, 50)
+"""Examples of the five clients."""
+LEAVER = 1
+"""Who leaves."""
+
+
+def five_clients(
+    *,
+    clients_per_round: int | None = None,
+    attendance: Mapping[ClientId, Collection[int]] | None = None,
+    noise: float = 0.1,
+    order: tuple[int, ...] = (0, 1, 2, 3, 4),
+) -> tuple[Vector, ContextFactory]:
+    """Train five clients with seven parameters for five rounds of two epochs.
+
+    Args:
+        clients_per_round: Clients asked a round; None asks all.
+        attendance: Client -> the rounds in which it is there; who is not named always.
+        noise: Standard deviation of what is added to a trained model.
+        order: ``order[j]`` is the place in ``SIZES`` of client j.
+    """
+    centres = derive(0, "centres").standard_normal((len(SIZES), 7)).astype(np.float32)
+    clients = QuadraticClients(
+        centres=tuple(centres[k] for k in order),
+        num_examples=tuple(SIZES[k] for k in order),
+        schedule=TrainingSchedule(
+            seed=5, rounds=5, epochs=2, clients_per_round=clients_per_round
+        ),
+        lr=0.3,
+        noise=noise,
+    )
+    return quadratic_federation(clients, attendance=attendance)
+
+
+def require(holds: bool, law: Law, otherwise: str) -> None:
+    """Raise AssertionError naming ``law`` unless it holds."""
+    if not holds:
+        raise AssertionError(f"{law.__name__}: {otherwise}")
+
+
+def require_model(
+    law: Law, method: UnlearningMethod, trained: tuple[Vector, ContextFactory]
+) -> None:
+    """Require that ``LEAVER`` can leave and a proper model comes back."""
+    model, context = trained
+    require_like(law, method.unlearn(model, context((LEAVER,))), model)
+
+
+def require_like(law: Law, result: Vector, model: Vector) -> None:
+    """Require a finite result of the model's shape and dtype."""
+    require(
+        (result.shape, result.dtype) == (model.shape, model.dtype),
+        law,
+        f"{result.dtype} {result.shape} came back, not {model.dtype} {model.shape}",
+    )
+    require(bool(np.isfinite(result).all()), law, "the result is not finite")
+
+
+def watched(
+    context: ContextFactory, leavers: Collection[ClientId]
+) -> tuple[UnlearningContext, QuadraticClients]:
+    """Return a context and its clients, whose ``calls`` can be read afterwards."""
+    ctx = context(leavers)
+    if not isinstance(ctx.clients, QuadraticClients):
+        raise TypeError("the laws need a context of quadratic_federation")
+    clients = replace(ctx.clients, calls=[])
+    return replace(ctx, clients=clients), clients
+
+
+def fingerprint(ctx: UnlearningContext) -> tuple[object, ...]:
+    """Return every recorded byte and who leaves."""
+    rounds = (
+        (
+            r.index,
+            r.clients,
+            r.asked,
+            r.broadcast.tobytes(),
+            r.updates.tobytes(),
+            r.num_examples.tobytes(),
+            r.num_steps.tobytes(),
+            r.num_samples.tobytes(),
+        )
+        for r in records(ctx.history)
+    )
+    return (ctx.forget, ctx.layout, ctx.schedule, *rounds)

@@ -1,0 +1,222 @@
+"""The laws an unlearning method obeys, whatever paper it comes from.
+
+Each law is a function of a method; it returns or raises an AssertionError that begins
+with the law's name. :func:`check_method` runs them all. They use small federations in
+closed form, so a method needs no torch and no Flower to be checked.
+"""
+
+from math import ceil
+
+import numpy as np
+
+from fedunlearn.cost import run_unlearning
+from fedunlearn.errors import FedUnlearnError, LeaverContactError
+from fedunlearn.history import records
+from fedunlearn.method import UnlearningMethod
+from fedunlearn.params import norm
+from fedunlearn.testing.bench import (
+    LEAVER,
+    SIZES,
+    Law,
+    fingerprint,
+    five_clients,
+    require,
+    require_like,
+    require_model,
+    watched,
+)
+
+_CLOSE = 1e-4
+_BROKEN = (FedUnlearnError, ValueError, LookupError, ArithmeticError, TypeError)
+
+
+def check_method(method: UnlearningMethod) -> None:
+    """Run every law on ``method``.
+
+    Raises:
+        AssertionError: At the first law that does not hold; it names the law.
+    """
+    for law in LAWS:
+        try:
+            law(method)
+        except LeaverContactError as error:
+            raise AssertionError(
+                f"{never_trains_a_leaver.__name__}: {error}"
+            ) from error
+        except _BROKEN as error:
+            raise AssertionError(f"{law.__name__}: {error!r} was raised") from error
+
+
+def keeps_shape_and_dtype(method: UnlearningMethod) -> None:
+    """The result is a finite float32 vector of the model's shape."""
+    require_model(keeps_shape_and_dtype, method, five_clients())
+
+
+def accepts_partial_participation(method: UnlearningMethod) -> None:
+    """Three of five clients a round are enough."""
+    require_model(
+        accepts_partial_participation, method, five_clients(clients_per_round=3)
+    )
+
+
+def accepts_a_client_of_a_single_round(method: UnlearningMethod) -> None:
+    """A client that stays may have taken part once, and so may the leaver."""
+    for client in (0, LEAVER):
+        trained = five_clients(attendance={client: (3,)})
+        require_model(accepts_a_client_of_a_single_round, method, trained)
+
+
+def accepts_a_round_left_empty(method: UnlearningMethod) -> None:
+    """A round in which the leaver alone took part does not stop a method."""
+    for empty in (1, 3):
+        others = tuple(i for i in range(1, 6) if i != empty)
+        attendance = {c: others for c in range(len(SIZES)) if c != LEAVER}
+        trained = five_clients(attendance=attendance)
+        require_model(accepts_a_round_left_empty, method, trained)
+
+
+def accepts_a_round_nobody_attended(method: UnlearningMethod) -> None:
+    """A history may have gaps: rounds are addressed by index, not by position."""
+    attendance = dict.fromkeys(range(len(SIZES)), (1, 3, 4, 5))
+    require_model(
+        accepts_a_round_nobody_attended, method, five_clients(attendance=attendance)
+    )
+
+
+def accepts_several_leavers(method: UnlearningMethod) -> None:
+    """More than one client may leave at once."""
+    model, context = five_clients(clients_per_round=3)
+    require_like(accepts_several_leavers, method.unlearn(model, context((1, 2))), model)
+
+
+def leaves_its_arguments_alone(method: UnlearningMethod) -> None:
+    """Neither the model nor one byte of the history changes."""
+    model, context = five_clients(clients_per_round=3)
+    ctx = context((LEAVER,))
+    before = (model.tobytes(), fingerprint(ctx))
+    method.unlearn(model, ctx)
+    require(
+        before == (model.tobytes(), fingerprint(ctx)),
+        leaves_its_arguments_alone,
+        "the model, the history or the leavers were changed",
+    )
+
+
+def returns_memory_of_its_own(method: UnlearningMethod) -> None:
+    """The result shares no memory with the model or the history."""
+    model, context = five_clients()
+    ctx = context((LEAVER,))
+    result = method.unlearn(model, ctx)
+    recorded = [a for r in records(ctx.history) for a in (r.broadcast, r.updates)]
+    require(
+        not any(np.shares_memory(result, array) for array in (model, *recorded)),
+        returns_memory_of_its_own,
+        "writing to the result would change the model or the history",
+    )
+
+
+def repeats_itself(method: UnlearningMethod) -> None:
+    """The same context gives the same bits."""
+    model, context = five_clients(clients_per_round=3)
+    first, second = (method.unlearn(model, context((LEAVER,))) for _ in range(2))
+    require(
+        first.tobytes() == second.tobytes(),
+        repeats_itself,
+        "two runs of one seed differ: it draws from somewhere else than ctx.rng",
+    )
+
+
+def never_trains_a_leaver(method: UnlearningMethod) -> None:
+    """Nobody who left is asked, and whoever is asked is asked at least something."""
+    model, context = five_clients(clients_per_round=3)
+    for leavers in ((LEAVER,), (0, LEAVER, 4)):
+        ctx, clients = watched(context, leavers)
+        method.unlearn(model, ctx)
+        require(
+            all(c.clients and c.epochs > 0 for c in clients.calls),
+            never_trains_a_leaver,
+            "clients were asked to train nothing",
+        )
+        asked = {client for call in clients.calls for client in call.clients}
+        require(asked.isdisjoint(leavers), never_trains_a_leaver, f"{asked} were asked")
+
+
+def costs_what_the_clients_counted(method: UnlearningMethod) -> None:
+    """The meter agrees with a count kept by the clients themselves."""
+    model, context = five_clients(clients_per_round=3)
+    ctx, clients = watched(context, (LEAVER,))
+    cost = run_unlearning(method, model, ctx).cost
+    work = [(c, call.epochs) for call in clients.calls for c in call.clients]
+    counted = {
+        "client_rounds": len(work),
+        "local_steps": sum(ceil(epochs) for _, epochs in work),
+        "examples": sum(ceil(epochs * SIZES[c]) for c, epochs in work),
+        "bytes_down": len(work) * model.nbytes,
+        "bytes_up": len(work) * model.nbytes,
+    }
+    metered = {name: getattr(cost, name) for name in counted}
+    require(
+        metered == counted,
+        costs_what_the_clients_counted,
+        f"the meter says {metered}, the clients {counted}",
+    )
+
+
+def asks_for_clients_if_it_says_so(method: UnlearningMethod) -> None:
+    """A method that does not require clients asks none."""
+    model, context = five_clients()
+    ctx, clients = watched(context, (LEAVER,))
+    method.unlearn(model, ctx)
+    require(
+        method.requires.clients or not clients.calls,
+        asks_for_clients_if_it_says_so,
+        "clients were asked, though requires.clients is false",
+    )
+
+
+def does_not_care_for_names(method: UnlearningMethod) -> None:
+    """Relabelling the clients of a full federation changes rounding only."""
+    order = (3, 0, 4, 1, 2)
+    model, context = five_clients(noise=0.0)
+    renamed, renamed_context = five_clients(noise=0.0, order=order)
+    one = method.unlearn(model, context((LEAVER,)))
+    other = method.unlearn(renamed, renamed_context((order.index(LEAVER),)))
+    require(
+        norm(one - other) <= _CLOSE * (1 + norm(one)),
+        does_not_care_for_names,
+        f"the results are {norm(one - other):.3g} apart",
+    )
+
+
+def keeps_a_model_the_leaver_never_touched(method: UnlearningMethod) -> None:
+    """A leaver that never took part leaves nothing to remove: same bits back.
+
+    Not in ``LAWS``: methods that train on do not promise it.
+    """
+    for size in (None, 3):
+        trained = five_clients(clients_per_round=size, attendance={LEAVER: ()})
+        model, context = trained
+        result = method.unlearn(model, context((LEAVER,)))
+        require(
+            result.tobytes() == model.tobytes(),
+            keeps_a_model_the_leaver_never_touched,
+            f"the model moved by {norm(result - model):.3g}",
+        )
+
+
+LAWS: tuple[Law, ...] = (
+    keeps_shape_and_dtype,
+    accepts_partial_participation,
+    accepts_a_client_of_a_single_round,
+    accepts_a_round_left_empty,
+    accepts_a_round_nobody_attended,
+    accepts_several_leavers,
+    leaves_its_arguments_alone,
+    returns_memory_of_its_own,
+    repeats_itself,
+    never_trains_a_leaver,
+    costs_what_the_clients_counted,
+    asks_for_clients_if_it_says_so,
+    does_not_care_for_names,
+)
+"""Every law, in the order in which they are checked."""

@@ -1,0 +1,291 @@
+"""FedEraser against the fixture of the paper's notebook, and what follows from it."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from fedunlearn.cost import run_unlearning
+from fedunlearn.history import ArraysInMemory, InMemoryHistory, RoundRecord
+from fedunlearn.method import UnlearningContext
+from fedunlearn.params import Layout, norm
+from fedunlearn.rng import derive
+from fedunlearn.schedule import TrainingSchedule
+from fedunlearn.testing import QuadraticClients, quadratic_federation
+from fedunlearn.updates import MeanServer, Updates
+from strategies import FedEraser, Subtract
+from strategies.fed_eraser import rescaled
+
+LAYOUT = Layout(("w",), ((2,),))
+
+
+class Scripted:
+    """Clients that answer with given updates, whatever model they get."""
+
+    def __init__(self, answers, sizes):
+        self.answers, self.sizes, self.calls = answers, sizes, []
+
+    @property
+    def ids(self):
+        return frozenset(self.sizes)
+
+    def train(self, model, ids, *, round_index, epochs=None):
+        ids = tuple(sorted(ids))
+        self.calls.append((round_index, ids, epochs))
+        deltas = np.array([self.answers[c] for c in ids], np.float32)
+        return Updates.of_deltas(model, deltas, ids, counts(self.sizes, ids))
+
+
+def counts(sizes, ids):
+    return np.array([sizes[c] for c in ids], np.int64)
+
+
+def record(index, updates, sizes, broadcast=(0.0, 0.0)):
+    """One round from client -> update."""
+    ids = tuple(sorted(updates))
+    matrix = np.array([updates[c] for c in ids], np.float32)
+    nothing = np.zeros(len(ids), np.int64)
+    return RoundRecord(
+        index=index,
+        clients=ids,
+        num_examples=counts(sizes, ids),
+        num_steps=nothing,
+        num_samples=nothing,
+        asked=ids,
+        arrays=ArraysInMemory(np.array(broadcast, np.float32), matrix),
+    )
+
+
+def context(rounds, clients, forget, epochs=4.0):
+    history = InMemoryHistory(LAYOUT)
+    for one in rounds:
+        history.append(one)
+    return UnlearningContext(
+        history=history,
+        forget=frozenset(forget),
+        clients=clients,
+        schedule=TrainingSchedule(seed=0, rounds=len(rounds), epochs=epochs),
+        new_server=MeanServer,
+        layout=LAYOUT,
+        rng=derive(0, "method"),
+    )
+
+
+SIZES = {1: 40, 2: 25, 3: 60}
+STORED = {1: (2, 1), 2: (100, 100), 3: (-1, 2)}
+MODEL = np.zeros(2, np.float32)
+
+
+def fixture_context(rounds=2):
+    """Client 2 leaves. The first round brings the remaining ones to (10, -2)."""
+    start = record(1, {1: (10, -2), 2: (5, 5), 3: (10, -2)}, SIZES)
+    later = [record(i, STORED, SIZES) for i in range(2, rounds + 1)]
+    clients = Scripted({1: (3, 4), 3: (0, 6)}, SIZES)
+    return context([start, *later], clients, {2})
+
+
+def test_the_hand_fixture_of_the_paper_is_met():
+    result = FedEraser(interval=1).unlearn(MODEL, fixture_context())
+    # ||(2,1)|| (3,4)/5 = (1.3416, 1.7889); ||(-1,2)|| (0,6)/6 = (0, 2.2361).
+    first = np.sqrt(5) * np.array([0.6, 0.8])
+    second = np.sqrt(5) * np.array([0.0, 1.0])
+    mean = 0.4 * first + 0.6 * second
+    assert mean == pytest.approx([0.53665631, 2.05718252], abs=1e-8)
+    assert result == pytest.approx(np.array([10, -2]) + mean, abs=1e-6)
+    assert result == pytest.approx([10.5366563, 0.0571825], abs=1e-6)
+
+
+def test_the_first_round_is_used_as_it_was_stored():
+    ctx = fixture_context(rounds=1)
+    result = FedEraser(interval=1).unlearn(MODEL, ctx)
+    assert result.tolist() == [10, -2]
+    assert ctx.clients.calls == []
+
+
+def test_the_first_round_starts_from_the_initial_model():
+    first = record(1, {1: (1, 2), 2: (9, 9)}, SIZES, broadcast=(5, 7))
+    ctx = context([first], Scripted({}, SIZES), {2})
+    assert FedEraser().unlearn(MODEL, ctx).tolist() == [6, 9]
+
+
+@pytest.mark.parametrize(
+    ("interval", "asked"),
+    [(1, [2, 3, 4, 5, 6]), (2, [3, 5]), (3, [4]), (4, [5]), (6, []), (60, [])],
+)
+def test_every_interval_th_round_is_replayed_from_the_first(interval, asked):
+    ctx = fixture_context(rounds=6)
+    FedEraser(interval=interval).unlearn(MODEL, ctx)
+    assert [index for index, _, _ in ctx.clients.calls] == asked
+
+
+def test_only_remaining_participants_of_a_round_calibrate_it():
+    rounds = [record(1, STORED, SIZES), record(2, {2: (1, 1), 3: (1, 0)}, SIZES)]
+    ctx = context(rounds, Scripted({1: (1, 0), 3: (0, 1)}, SIZES), {2})
+    FedEraser(interval=1).unlearn(MODEL, ctx)
+    assert ctx.clients.calls == [(2, (3,), 2.0)]
+
+
+def test_the_calibration_is_a_fraction_of_the_recorded_epochs():
+    ctx = fixture_context(rounds=3)
+    FedEraser(interval=1, calibration_ratio=0.25).unlearn(MODEL, ctx)
+    assert [epochs for _, _, epochs in ctx.clients.calls] == [1.0, 1.0]
+
+
+def test_norm_scale_interval_multiplies_a_calibrated_step_by_the_interval():
+    start = np.array([10, -2])
+    stored = FedEraser(interval=2).unlearn(MODEL, fixture_context(rounds=3)) - start
+    longer = FedEraser(interval=2, norm_scale="interval").unlearn(
+        MODEL, fixture_context(rounds=3)
+    )
+    assert longer - start == pytest.approx(2 * stored, abs=1e-6)
+
+
+def test_a_calibration_that_does_not_move_counts_as_no_step():
+    ctx = fixture_context()
+    ctx.clients.answers[1] = (0, 0)
+    result = FedEraser(interval=1).unlearn(MODEL, ctx)
+    assert result == pytest.approx([10, -2 + 0.6 * np.sqrt(5)], abs=1e-6)
+
+
+def test_a_stored_update_of_zero_gives_no_step():
+    rounds = [record(1, {1: (0, 0)}, SIZES), record(2, {1: (0, 0)}, SIZES)]
+    ctx = context(rounds, Scripted({1: (3, 4)}, SIZES), {2})
+    assert FedEraser(interval=1).unlearn(MODEL, ctx).tolist() == [0, 0]
+
+
+def test_a_round_of_the_leaver_alone_is_skipped():
+    rounds = [
+        record(1, {1: (1, 0)}, SIZES),
+        record(2, {2: (7, 7)}, SIZES),
+        record(3, {1: (2, 0)}, SIZES),
+    ]
+    ctx = context(rounds, Scripted({1: (0, 3)}, SIZES), {2})
+    assert FedEraser(interval=1).unlearn(MODEL, ctx) == pytest.approx([1, 2])
+    assert [index for index, _, _ in ctx.clients.calls] == [3]
+
+
+def test_after_a_first_round_of_the_leaver_alone_the_next_one_is_calibrated():
+    rounds = [
+        record(1, {2: (7, 7)}, SIZES, broadcast=(1, 1)),
+        record(2, {1: (2, 0)}, SIZES, broadcast=(8, 8)),
+    ]
+    ctx = context(rounds, Scripted({1: (0, 3)}, SIZES), {2})
+    assert FedEraser(interval=1).unlearn(MODEL, ctx) == pytest.approx([1, 3])
+
+
+def test_the_server_weighs_by_example_counts():
+    sizes = {1: 1, 2: 5, 3: 3}
+    ctx = context(
+        [record(1, {1: (4, 0), 2: (9, 9), 3: (0, 4)}, sizes)], Scripted({}, sizes), {2}
+    )
+    assert FedEraser().unlearn(MODEL, ctx) == pytest.approx([1, 3])
+
+
+class Stubborn(Scripted):
+    """Clients whose fresh update of a round is their stored one."""
+
+    def __init__(self, history, clients):
+        super().__init__({}, dict.fromkeys(clients, 1))
+        self.history = history
+
+    def train(self, model, ids, *, round_index, epochs=None):
+        stored, ids = self.history.round(round_index), tuple(sorted(ids))
+        deltas = stored.updates_of(ids)
+        return Updates.of_deltas(model, deltas, ids, stored.examples_of(ids))
+
+
+def federation(**settings):
+    centres = derive(1, "centres").standard_normal((6, 5)).astype(np.float32)
+    schedule = TrainingSchedule(
+        seed=3,
+        rounds=settings.pop("rounds", 6),
+        epochs=settings.pop("epochs", 2),
+        clients_per_round=settings.pop("clients_per_round", None),
+    )
+    clients = QuadraticClients(
+        centres=tuple(centres), schedule=schedule, lr=0.2, noise=0.05, **settings
+    )
+    return quadratic_federation(clients)
+
+
+@pytest.mark.parametrize("clients_per_round", [None, 3])
+def test_calibrating_with_the_stored_direction_is_fed_accum(clients_per_round):
+    model, make = federation(clients_per_round=clients_per_round)
+    ctx = make((2,))
+    object.__setattr__(ctx, "clients", Stubborn(ctx.history, ctx.clients.ids))
+    replayed = FedEraser(interval=1).unlearn(model, ctx)
+    accum = Subtract(weighting="renormalised").unlearn(model, make((2,)))
+    assert replayed == pytest.approx(accum, abs=2e-6)
+
+
+@pytest.mark.parametrize("clients_per_round", [None, 3])
+def test_full_calibration_without_a_weightless_leaver_is_the_original_run(
+    clients_per_round,
+):
+    sizes = (40, 50, 0, 30, 20, 60)
+    model, make = federation(num_examples=sizes, clients_per_round=clients_per_round)
+    method = FedEraser(interval=1, calibration_ratio=1.0)
+    assert method.unlearn(model, make((2,))) == pytest.approx(model, abs=3e-6)
+
+
+@pytest.mark.parametrize(
+    ("interval", "ratio", "rounds"), [(2, 0.5, 8), (1, 0.5, 8), (4, 0.25, 8), (2, 1, 9)]
+)
+def test_the_cost_is_the_ratio_over_the_interval_less_the_free_first_round(
+    interval, ratio, rounds
+):
+    model, make = federation(rounds=rounds, epochs=4)
+    method = FedEraser(interval=interval, calibration_ratio=ratio)
+    ctx = make((0,))
+    outcome = run_unlearning(method, model, ctx)
+    replayed = -(-rounds // interval) - 1
+    client_epochs = sum(len(c.clients) * c.epochs for c in ctx.clients.calls)
+    assert outcome.cost.client_rounds == 5 * replayed
+    assert client_epochs == 5 * replayed * ratio * 4
+    # The first retained round costs its clients nothing: with it the paper's r/dt.
+    retrain = 5 * rounds * 4
+    with_first = client_epochs + 5 * ratio * 4
+    exact = -(-rounds // interval) * ratio / rounds
+    assert with_first / retrain == pytest.approx(exact)
+
+
+def test_an_interval_of_two_and_half_the_epochs_make_retraining_four_times_dearer():
+    model, make = federation(rounds=40, epochs=4)
+    ctx = make((0,))
+    run_unlearning(FedEraser(), model, ctx)
+    spent = sum(len(c.clients) * c.epochs for c in ctx.clients.calls)
+    assert 5 * 40 * 4 / spent == pytest.approx(4 * 20 / 19)
+
+
+def test_it_reads_the_retained_rounds_and_the_initial_model_only():
+    model, make = federation(rounds=6)
+    cost = run_unlearning(FedEraser(interval=2), model, make((0,))).cost
+    assert cost.history_bytes == (1 + 3 * 5) * model.nbytes
+
+
+VECTORS = arrays(np.float32, (3, 4), elements=st.floats(-100, 100, width=16))
+
+
+@given(VECTORS, VECTORS)
+def test_rescaling_keeps_the_direction_and_takes_the_other_length(direction, length):
+    result = rescaled(direction, length)
+    assert result.dtype == np.float32
+    for row, fresh, stored in zip(result, direction, length, strict=True):
+        if not norm(fresh):
+            assert not row.any()
+            continue
+        assert norm(row) == pytest.approx(norm(stored), rel=1e-5, abs=1e-6)
+        product = row.astype(np.float64) @ fresh.astype(np.float64)
+        assert product == pytest.approx(norm(row) * norm(fresh), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"interval": 0}, {"calibration_ratio": 0}])
+def test_settings_outside_their_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        FedEraser(**wrong)
+
+
+def test_a_calibration_longer_than_training_is_refused():
+    with pytest.raises(ValueError, match=r"\(0, 1\], got 1.5"):
+        FedEraser(calibration_ratio=1.5)
