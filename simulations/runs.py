@@ -27,8 +27,8 @@ from simulations.run_folder import RunFolder
 from simulations.train import Trained, quiet_flower, train
 from strategies import METHODS
 from strategies.directory import Directory
+from strategies.flower_server import FlowerServer, client_config
 from strategies.remaining import GridClients
-from strategies.server_rules import FlowerServer, client_config
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,8 +104,11 @@ def train(
             train_config=ConfigRecord({"seed": seed}),
             evaluate_fn=measured,
         )
+    model = from_arrays(result.arrays, layout)
+    for vector in (model, initial):
+        vector.setflags(write=False)  # a method that writes to it would spoil the next
     return Trained(
-        model=from_arrays(result.arrays, layout),
+        model=model,
         initial=initial,
         history=history,
         schedule=schedule,

@@ -1,6 +1,6 @@
 """Grids that stand between a strategy and the transport."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NoReturn, final
 
@@ -19,11 +19,12 @@ class CohortGrid(Grid):
 
     Attributes:
         inner: The grid behind it.
-        nodes: The node ids to show.
+        nodes: The node ids to show, or what tells them each time it is asked: a live
+            federation's strategy waits here for nodes to come.
     """
 
     inner: Grid
-    nodes: tuple[int, ...]
+    nodes: tuple[int, ...] | Callable[[], tuple[int, ...]]
 
     @override
     def set_run(self, run: Run) -> None:
@@ -49,7 +50,7 @@ class CohortGrid(Grid):
 
     @override
     def get_node_ids(self) -> Iterable[int]:
-        return list(self.nodes)
+        return list(self.nodes() if callable(self.nodes) else self.nodes)
 
     @override
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

@@ -1,6 +1,6 @@
 """A Flower strategy that remembers every client's update."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol, final
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -71,7 +71,8 @@ class RecordingStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let ``inner`` choose among the cohort; note what is sent to whom."""
-        shown = self._shown(server_round, grid)
+        self._directory.refresh(grid)  # for a strategy that does not ask the grid
+        shown = CohortGrid(grid, lambda: self._cohort_nodes(server_round, grid))
         messages = list(
             self._inner.configure_train(server_round, arrays, config, shown)
         )
@@ -110,12 +111,10 @@ class RecordingStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let ``inner`` choose among all who did not withdraw."""
-        there = self._directory.refresh(grid)
-        nodes = tuple(n for c, n in there.items() if c not in self._withdrawn)
+        self._directory.refresh(grid)
+        shown = CohortGrid(grid, lambda: self._staying_nodes(grid))
         messages = list(
-            self._inner.configure_evaluate(
-                server_round, arrays, config, CohortGrid(grid, nodes)
-            )
+            self._inner.configure_evaluate(server_round, arrays, config, shown)
         )
         self._asked(messages)
         return messages
@@ -138,14 +137,22 @@ class RecordingStrategy(Strategy):
         """Log the inner strategy's settings."""
         self._inner.summary()
 
-    def _shown(self, server_round: int, grid: Grid) -> CohortGrid:
+    def _staying_nodes(self, grid: Grid) -> tuple[int, ...]:
+        return tuple(self._staying(self._directory.refresh(grid)).values())
+
+    def _staying(self, there: Mapping[ClientId, int]) -> dict[ClientId, int]:
+        return {c: n for c, n in there.items() if c not in self._withdrawn}
+
+    def _cohort_nodes(self, server_round: int, grid: Grid) -> tuple[int, ...]:
         there = self._directory.refresh(grid)
-        ids = tuple(c for c in there if c not in self._withdrawn)
+        staying = self._staying(there)
+        ids: Collection[ClientId] = tuple(staying)
         if self._cohort is not None:
             ids = self._cohort(server_round, ids)
-        if not ids:
+        # Where no node is connected yet, ``inner`` waits as it does without us.
+        if there and not ids:
             raise EmptyRoundError(f"round {server_round} has nobody to ask")
-        return CohortGrid(grid, tuple(there[c] for c in ids))
+        return tuple(staying[c] for c in ids)
 
     def _asked(self, messages: list[Message]) -> tuple[ClientId, ...]:
         """Return whom the messages go to; refuse those to withdrawn clients."""

@@ -213,7 +213,7 @@ def _array_fault(arrays: ArrayRecord, sent: Broadcast) -> str | None:
 
 
 def _values(array: Array) -> NumpyArray | None:
-    """Return what an array's bytes say, whatever it says of itself; None for rubbish."""
+    """Return what the bytes say, whatever the array claims; None for rubbish."""
     try:
         found: object = array.numpy()
     except (ValueError, TypeError, EOFError, OSError, MemoryError, BadZipFile):

@@ -1,5 +1,6 @@
 """From YAML and overrides to one frozen scenario."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -383,11 +384,11 @@ def test_an_unknown_name_is_answered_with_the_known_ones(override, kind, known, 
         ("rounds: [1\n", "cannot be read: while parsing"),
         ("rounds: 1\nrounds: 2\n", "cannot be read: .*duplicate key rounds"),
         ("- rounds\n- 3\n", "must hold keys and values"),
-        ("just words\n", "(must hold|cannot be read)"),
+        ("just words\n", "unknown key 'just words'"),
         ("\x00\x01", "cannot be read"),
         ("", "forget must name at least one client"),
         ("forget: [0]\ndata: {name: npz}\n", "data.path must be given"),
-        ("forget: [0]\ndata: {name: npz, path: ???}\n", "data.path must be given"),
+        ("forget: [0]\ndata:\n  name: npz\n  path: ???\n", "data.path must be given"),
         ("forget: [0]\nname: ${nope}\n", "cannot be read: .*'nope' not found"),
         ("forget: [0]\nname: ${oc.env:HOME}\n", "may only name another key"),
         ("forget: [0]\nname: ${a.${oc.env:HOME}}\n", "may only name another key"),
@@ -411,7 +412,7 @@ def test_the_environment_cannot_leak_in_through_a_group_file(tmp_path):
 
 
 def test_a_missing_file_says_so(tmp_path):
-    with pytest.raises(ConfigError, match="there is no file .*nope.yaml"):
+    with pytest.raises(ConfigError, match=r"there is no file .*nope\.yaml"):
         load_scenario(tmp_path / "nope.yaml")
 
 
@@ -424,10 +425,8 @@ def test_a_folder_is_no_scenario(tmp_path):
 def test_loading_changes_neither_environment_nor_folder(given, tiny, monkeypatch):
     monkeypatch.chdir(tiny.parent)
     before = dict(os.environ), Path.cwd()
-    try:
+    with contextlib.suppress(FedUnlearnError):
         load_scenario(tiny.name, given)
-    except FedUnlearnError:
-        pass
     assert (dict(os.environ), Path.cwd()) == before
 
 
@@ -445,9 +444,6 @@ def test_a_scenario_does_not_change_what_the_caller_gave(tiny):
         (["server.name=fed_prox", "server.proximal_mu=-1"], "server.proximal_mu"),
         (["server.name=krum", "server.malicious=-1"], "server.malicious"),
     ],
-)
-@pytest.mark.xfail(
-    reason="server rules accept any number", raises=pytest.fail.Exception
 )
 def test_a_server_rule_refuses_values_outside_their_range(overrides, says, tiny):
     with pytest.raises(ConfigError, match=says):

@@ -1,5 +1,7 @@
 """FedEraser against the fixture of the paper's notebook, and what follows from it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -91,7 +93,7 @@ def test_the_hand_fixture_of_the_paper_is_met():
     first = np.sqrt(5) * np.array([0.6, 0.8])
     second = np.sqrt(5) * np.array([0.0, 1.0])
     mean = 0.4 * first + 0.6 * second
-    assert mean == pytest.approx([0.53665631, 2.05718252], abs=1e-8)
+    assert mean == pytest.approx([0.53665631, 2.05718254], abs=1e-8)
     assert result == pytest.approx(np.array([10, -2]) + mean, abs=1e-6)
     assert result == pytest.approx([10.5366563, 0.0571825], abs=1e-6)
 
@@ -213,7 +215,7 @@ def federation(**settings):
 def test_calibrating_with_the_stored_direction_is_fed_accum(clients_per_round):
     model, make = federation(clients_per_round=clients_per_round)
     ctx = make((2,))
-    object.__setattr__(ctx, "clients", Stubborn(ctx.history, ctx.clients.ids))
+    ctx = replace(ctx, clients=Stubborn(ctx.history, ctx.clients.ids))
     replayed = FedEraser(interval=1).unlearn(model, ctx)
     accum = Subtract(weighting="renormalised").unlearn(model, make((2,)))
     assert replayed == pytest.approx(accum, abs=2e-6)
