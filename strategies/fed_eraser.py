@@ -13,10 +13,11 @@ The first round starts from the initial model, which has no trace of the leavers
 stored updates are used as they are.
 
 Departures: the printed prefactor 1/((K-1) sum w) is read as a weighted mean, as in the
-paper's text. The mean is taken by the server rule that trained the model. A round in
-which only leavers took part is skipped. The released code differs from the paper: it
-calibrates the unweighted mean of the updates per layer and measures the stored length
-against the model after the aggregation, which shortens its steps about tenfold.
+paper's text. The mean is taken by the server rule that trained the model, with fresh
+state. A round in which only leavers took part is skipped. The released code differs
+from the paper: it calibrates the unweighted mean of the updates per layer and measures
+the stored length against the model after the aggregation, which shortens its steps
+about tenfold.
 """
 
 from dataclasses import dataclass, replace
@@ -61,13 +62,15 @@ class FedEraser:
         """Return the rebuilt model."""
         del model
         rebuilt, server = ctx.initial_model.copy(), ctx.new_server()
-        retained = ctx.history.rounds[:: self.interval]
-        for index in retained:
+        first = ctx.history.rounds[0]
+        for index in ctx.history.rounds:
+            if (index - first) % self.interval:
+                continue
             record = ctx.history.round(index)
             ids = ctx.staying(record.clients)
             if not ids:
                 continue
-            if index == retained[0]:
+            if index == first:
                 updates = Updates.of_deltas(
                     rebuilt, record.updates_of(ids), ids, record.examples_of(ids)
                 )

@@ -38,7 +38,7 @@ class GridClients:
 
     @property
     def ids(self) -> frozenset[ClientId]:
-        """Everybody who is there now."""
+        """Everybody who is there now; the meter of a method's run takes leavers out."""
         return frozenset(self.directory.refresh(self.grid))
 
     def train(

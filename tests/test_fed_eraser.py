@@ -156,6 +156,13 @@ def test_a_stored_update_of_zero_gives_no_step():
     assert FedEraser(interval=1).unlearn(MODEL, ctx).tolist() == [0, 0]
 
 
+def test_the_first_retained_round_is_the_first_recorded_one_whatever_its_number():
+    rounds = [record(2, {1: (1, 0)}, SIZES), record(3, {1: (2, 0)}, SIZES)]
+    ctx = context(rounds, Scripted({1: (0, 3)}, SIZES), {2})
+    assert FedEraser(interval=1).unlearn(MODEL, ctx) == pytest.approx([1, 2])
+    assert [index for index, _, _ in ctx.clients.calls] == [3]
+
+
 def test_a_round_of_the_leaver_alone_is_skipped():
     rounds = [
         record(1, {1: (1, 0)}, SIZES),

@@ -88,6 +88,15 @@ def test_fine_tuning_goes_from_the_model_to_the_remaining_centres(rounds):
     assert tuned == pytest.approx(after(more, model, REST), abs=1e-5)
 
 
+def test_fine_tuning_goes_on_with_the_rounds_after_the_last():
+    """Cohorts and batch orders of training are used up: these are new ones."""
+    model, make = federation(clients_per_round=2)
+    ctx = make((LEAVER,))
+    FineTune(rounds=3).unlearn(model, ctx)
+    following = [ROUNDS + 1, ROUNDS + 2, ROUNDS + 3]
+    assert [call.round_index for call in ctx.clients.calls] == following
+
+
 def fed_accum():
     """w_0 + the remaining clients' mean steps along the recorded path."""
     path = [after(t, START, ALL) for t in range(ROUNDS)]

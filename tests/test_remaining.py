@@ -13,9 +13,9 @@ from fedunlearn.history import InMemoryHistory
 from fedunlearn.training import LocalWork
 from simulations.engine import SimulationGrid
 from strategies.directory import Directory
+from strategies.flower_server import asking_all
 from strategies.recording import RecordingStrategy
 from strategies.remaining import GridClients
-from strategies.server_rules import asking_all
 from tests.flower_helpers import LAYOUT, initial_arrays, small_app, small_task
 
 
