@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
@@ -18,7 +18,7 @@ from fedunlearn.history import (
     UpdateHistory,
     records,
 )
-from fedunlearn.params import Vector
+from fedunlearn.params import Layout, Vector
 from fedunlearn.schedule import TrainingSchedule
 from simulations.evaluate import Evaluator
 from simulations.events import Listener, tell
@@ -72,38 +72,29 @@ def train(
         evaluator: Measures the test accuracy after every round.
         listeners: Told of every round.
     """
-    scenario, layout = prepared.scenario, prepared.task.layout
-    schedule = TrainingSchedule(
-        seed=seed,
-        rounds=scenario.outline.rounds,
-        epochs=scenario.training.epochs,
-        clients_per_round=scenario.outline.clients_per_round,
-    )
-    initial, curve = prepared.task.initial_model(seed), list[float]()
-
-    def measured(_: int, arrays: ArrayRecord) -> MetricRecord | None:
-        curve.append(evaluator.test_accuracy(from_arrays(arrays, layout)))
-        return None
+    layout, rule = prepared.task.layout, prepared.scenario.server
+    schedule = _schedule(prepared, seed)
+    initial, curve = prepared.task.initial_model(seed), Curve(evaluator, layout)
 
     def told(record: RoundRecord) -> None:
         _tell_round(listeners, seed, record, schedule.rounds)
 
     start = time.perf_counter()
     with quiet_flower():
-        strategy = RecordingStrategy(
-            scenario.server.strategy(),
+        result = RecordingStrategy(
+            rule.strategy(),
             history,
             cohort=schedule.cohort,
             directory=directory,
             on_round=told,
-        )
-        result = strategy.start(
+        ).start(
             grid,
             to_arrays(initial, layout),
             num_rounds=schedule.rounds,
             train_config=ConfigRecord({"seed": seed}),
-            evaluate_fn=measured,
+            evaluate_fn=curve,
         )
+    seconds = time.perf_counter() - start - curve.seconds
     model = from_arrays(result.arrays, layout)
     for vector in (model, initial):
         vector.setflags(write=False)  # a method that writes to it would spoil the next
@@ -112,8 +103,44 @@ def train(
         initial=initial,
         history=history,
         schedule=schedule,
-        accuracy_by_round=tuple(curve),
-        cost=_cost(history, time.perf_counter() - start),
+        accuracy_by_round=tuple(curve.accuracies),
+        cost=_cost(history, seconds),
+    )
+
+
+@dataclass(slots=True)
+class Curve:
+    """Measures the global model after every round, and how long that took.
+
+    Attributes:
+        evaluator: What measures.
+        layout: Names and shapes of the model.
+        accuracies: Test accuracy after round 0, 1, ...
+        seconds: Wall-clock seconds spent measuring; they are no cost of training.
+    """
+
+    evaluator: Evaluator
+    layout: Layout
+    accuracies: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Measure one model."""
+        del server_round
+        start = time.perf_counter()
+        model = from_arrays(arrays, self.layout)
+        self.accuracies.append(self.evaluator.test_accuracy(model))
+        self.seconds += time.perf_counter() - start
+        return None
+
+
+def _schedule(prepared: Prepared, seed: int) -> TrainingSchedule:
+    scenario = prepared.scenario
+    return TrainingSchedule(
+        seed=seed,
+        rounds=scenario.outline.rounds,
+        epochs=scenario.training.epochs,
+        clients_per_round=scenario.outline.clients_per_round,
     )
 
 
