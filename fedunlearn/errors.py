@@ -17,6 +17,9 @@
 import difflib
 from collections.abc import Iterable
 
+_MOST_NAMES = 12
+"""Names an error lists before it says how many more there are."""
+
 
 class FedUnlearnError(Exception):
     """Root of the tree; its text is one sentence meant for a person."""
@@ -35,7 +38,7 @@ class UnknownNameError(RequestError):
 
     @classmethod
     def of(cls, kind: str, name: object, known: Iterable[object]) -> "UnknownNameError":
-        """Return the error for ``name``, with the nearest known name and all of them.
+        """Return the error for ``name``, the nearest known name and the first ones.
 
         Args:
             kind: What was looked up, in the singular: "method", "data set".
@@ -43,9 +46,11 @@ class UnknownNameError(RequestError):
             known: The names that would have been right.
         """
         names = [str(k) for k in known]
+        shown = ", ".join(names[:_MOST_NAMES]) or "none"
+        more = f" and {len(names) - _MOST_NAMES} more" if names[_MOST_NAMES:] else ""
         return cls(
             f"unknown {kind} {str(name)!r}{did_you_mean(str(name), names)} "
-            f"(known: {', '.join(names) or 'none'})"
+            f"(known: {shown}{more})"
         )
 
 

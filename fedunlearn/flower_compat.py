@@ -6,8 +6,6 @@ drives Flower strategies and client apps without a SuperLink has to do both itse
 ``tests/test_flower_compat.py`` says for which Flower versions this holds.
 """
 
-from copy import copy
-
 from flwr.app import (
     ArrayRecord,
     ConfigRecord,
@@ -58,8 +56,7 @@ def copy_records(content: RecordDict) -> RecordDict:
 
 
 def _own(record: Record) -> Record:
-    if isinstance(record, ArrayRecord):
-        return ArrayRecord({name: copy(array) for name, array in record.items()})
+    # An ArrayRecord copies the arrays it is made of, not their bytes.
     values = {k: list(v) if isinstance(v, list) else v for k, v in record.items()}
     return type(record)(values)  # type: ignore[arg-type]
 

@@ -74,7 +74,7 @@ def batch_order(
     epochs = training.epochs if work.epochs is None else work.epochs
     size = training.batch_size
     per_epoch = -(-num_examples // size)
-    # 1e-9 keeps 0.1 * 30 batches from rounding up to 4 by a float's last bit.
+    # 1e-9 keeps 1.1 * 50 batches from rounding up to 56 by a float's last bit.
     steps = int(np.ceil(epochs * per_epoch - 1e-9))
     rng = derive(work.seed, "batches", work.round_index, client)
     for first in range(0, steps, per_epoch):

@@ -79,6 +79,11 @@ def _scenario(
     for label in sorted({*own, *given}):
         if label.split("@")[0] in METHODS:
             _method(label, groups, own, given)  # settings nobody uses must be right too
+        if "@" in label and label in given and label not in outline.methods:
+            raise ConfigError(
+                f"{label} is not among the methods"
+                f"{did_you_mean(label, outline.methods)}"
+            )
     methods = {label: _method(label, groups, own, given) for label in outline.methods}
     resolved |= {label: plain(method) for label, method in methods.items()}
     return Scenario(

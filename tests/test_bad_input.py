@@ -38,6 +38,10 @@ REQUESTS = {
     "key": (["ronds=3"], "did you mean 'rounds'"),
     "nested key": (["training.epoch=3"], "did you mean 'training.epochs'"),
     "method's key": (["subtract.weight=lazy"], "did you mean 'subtract.weighting'"),
+    "variant": (
+        ["methods=[fed_eraser@fast]", "fed_eraser@fst.interval=1"],
+        "did you mean 'fed_eraser@fast'",
+    ),
     "client": (["forget=[nobody]"], "unknown client 'nobody'"),
     "leaver out of range": (["forget=[10]"], "unknown client '10'"),
     "negative leaver": (["forget=[-1]"], "unknown client '-1'"),

@@ -19,8 +19,6 @@ pytestmark = [
     pytest.mark.slow,
     # Flower's own call of ray.init.
     pytest.mark.filterwarnings("ignore:Tip. In future versions of Ray:FutureWarning"),
-    # Flower leaves its event loops and database handles to the collector.
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
 
 CLIENTS, ROUNDS = 5, 3

@@ -67,3 +67,10 @@ def test_a_request_that_makes_no_sense_is_refused(leavers, message):
 
 def test_a_sensible_request_passes():
     UnlearningRequest(clients=frozenset({0, 2})).check(range(3))
+
+
+def test_an_unknown_name_lists_the_first_names_and_counts_the_others():
+    error = UnknownNameError.of("client", "x", [f"client-{i}" for i in range(100)])
+
+    assert "client-11 and 88 more" in str(error)
+    assert "client-12" not in str(error)
