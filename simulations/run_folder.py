@@ -124,7 +124,10 @@ def environment() -> dict[str, str]:
 
 
 def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Write a file that is complete whenever it has its name."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def _write_csv(path: Path, comparison: Comparison) -> None:
