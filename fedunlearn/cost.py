@@ -8,11 +8,12 @@ import numpy as np
 
 from fedunlearn.errors import LeaverContactError, RunError
 from fedunlearn.history import (
-    Broadcasts,
     ClientId,
-    Kept,
+    Holdings,
     RoundArrays,
     RoundRecord,
+    ServerState,
+    Tip,
     UpdateHistory,
 )
 from fedunlearn.method import (
@@ -25,6 +26,8 @@ from fedunlearn.params import Layout, Matrix, Vector
 from fedunlearn.updates import Updates
 
 _FLOAT32_BYTES = 4
+_MODEL, _SUMS = -1, -1
+"""Stand for a row and a round: the model sent out, and running sums of no round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +42,9 @@ class UnlearningCost:
         bytes_up: Model bytes that came back.
         server_seconds: Wall-clock seconds outside the clients.
         wall_seconds: Wall-clock seconds in all.
-        history_bytes: Bytes of recorded models and updates that were read, each once:
-            what the server has to have kept.
+        history_bytes: Stored bytes of the models, updates and sums that were read, each
+            once: what the server has to keep for it.
+        history_peak_bytes: Most bytes the history ever took, if anything was read.
     """
 
     client_rounds: int = 0
@@ -51,6 +55,7 @@ class UnlearningCost:
     server_seconds: float = 0.0
     wall_seconds: float = 0.0
     history_bytes: int = 0
+    history_peak_bytes: int = 0
 
     def ratio_to(self, other: "UnlearningCost") -> dict[str, float | None]:
         """Return each quantity over ``other``'s; None where that is zero."""
@@ -117,7 +122,7 @@ class MeteredClients:
 
 @dataclass(frozen=True, slots=True)
 class MeteredArrays:
-    """Notes which vectors of a round are read: ``(round, row)``, row -1 the model."""
+    """Notes which vectors of a round are read as ``(round, row)``."""
 
     inner: RoundArrays
     index: int
@@ -126,7 +131,7 @@ class MeteredArrays:
 
     def broadcast(self) -> Vector:
         """Read the model sent out."""
-        self.read.add((self.index, -1))
+        self.read.add((self.index, _MODEL))
         return self.inner.broadcast()
 
     def updates(self) -> Matrix:
@@ -138,6 +143,10 @@ class MeteredArrays:
         """Read some updates."""
         self.read.update((self.index, row) for row in positions)
         return self.inner.rows(positions)
+
+    def state(self) -> ServerState:
+        """Read the server's state, which is no client's and small beside them."""
+        return self.inner.state()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +167,14 @@ class MeteredHistory:
         return self.inner.rounds
 
     @property
-    def keeps(self) -> tuple[Kept, Broadcasts]:
-        """What the history holds."""
-        return self.inner.keeps
+    def holds(self) -> Holdings:
+        """What there is to read."""
+        return self.inner.holds
+
+    @property
+    def tip(self) -> Tip | None:
+        """Where the federation stands."""
+        return self.inner.tip
 
     def round(self, index: int) -> RoundRecord:
         """Return one round, watched."""
@@ -172,10 +186,20 @@ class MeteredHistory:
         """Return the rounds in which the client's update was aggregated."""
         return self.inner.rounds_of(client)
 
+    def sum_of(self, client: ClientId) -> Vector:
+        """Return a client's running sum."""
+        self.read.add((_SUMS, client))
+        return self.inner.sum_of(client)
+
     @property
     def nbytes(self) -> int:
-        """Bytes of the distinct vectors read."""
-        return len(self.read) * self.layout.size * _FLOAT32_BYTES
+        """Stored bytes of the distinct vectors read."""
+        holds = self.inner.holds
+        exact = sum(row == _MODEL or index == _SUMS for index, row in self.read)
+        return (
+            exact * holds.broadcast_bytes
+            + (len(self.read) - exact) * holds.update_bytes
+        )
 
 
 def run_unlearning(
@@ -199,6 +223,7 @@ def run_unlearning(
         wall_seconds=wall,
         server_seconds=wall - clients.seconds,
         history_bytes=history.nbytes,
+        history_peak_bytes=history.inner.holds.peak_bytes if history.read else 0,
     )
     return UnlearningOutcome(result, cost)
 

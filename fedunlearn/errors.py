@@ -10,12 +10,14 @@
     │   └── RequirementError    a method needs more than the history or setting offers
     └── RunError                the run failed (exit code 1)
         ├── EmptyRoundError     nobody answered
-        ├── HistoryError        a history that is missing, damaged or in use
+        ├── HistoryError        a history that is missing, incomplete or in use
+        │   └── DamagedError    bytes that are not those that were recorded
         └── LeaverContactError  a method tried to reach a client that asked to leave
 """
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 _MOST_NAMES = 12
 """Names an error lists before it says how many more there are."""
@@ -72,6 +74,40 @@ class EmptyRoundError(RunError):
 
 class HistoryError(RunError):
     """The recorded history is missing, damaged or used against its rules."""
+
+
+class DamagedError(HistoryError):
+    """Recorded bytes are gone or are not those that were recorded.
+
+    Attributes:
+        file: The file.
+        round: Its round, or None.
+        client: The client whose bytes they are, or None.
+        offset: Where in the file they begin, or None.
+    """
+
+    file: Path | None = None
+    round: int | None = None
+    client: int | None = None
+    offset: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        what: str,
+        file: Path,
+        *,
+        round_index: int | None = None,
+        client: int | None = None,
+        offset: int | None = None,
+    ) -> "DamagedError":
+        """Return the error for a place in a file."""
+        place = {"round": round_index, "client": client, "byte": offset}
+        known = ", ".join(f"{k} {v}" for k, v in place.items() if v is not None)
+        error = cls(f"{file} is damaged{f' ({known})' if known else ''}: {what}")
+        error.file, error.round = file, round_index
+        error.client, error.offset = client, offset
+        return error
 
 
 class LeaverContactError(RunError):

@@ -8,12 +8,19 @@ only through ``ctx.clients``. ``fedunlearn.cost.run_unlearning`` runs it and met
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from math import gcd
 from typing import Protocol, get_args
 
 import numpy as np
 
 from fedunlearn.errors import EmptyRoundError, RequestError, RequirementError
-from fedunlearn.history import Broadcasts, ClientId, Kept, UpdateHistory
+from fedunlearn.history import (
+    Broadcasts,
+    ClientId,
+    Kept,
+    UpdateHistory,
+    first_round_of,
+)
 from fedunlearn.params import Layout, Vector
 from fedunlearn.schedule import TrainingSchedule
 from fedunlearn.updates import Server, Updates
@@ -52,41 +59,105 @@ class Requires:
 
     Attributes:
         updates: Whose recorded updates.
+        interval: Of which rounds: the first, and every ``interval``-th from there.
+        sums: Whether running sums do as well as updates.
         broadcasts: Which of the models that were sent out.
+        sensitivities: Whether the sensitivities of every round.
         clients: Whether remaining clients must answer.
         leaver: Whether the leaver must answer.
     """
 
     updates: Kept = "none"
+    interval: int = 1
+    sums: bool = False
     broadcasts: Broadcasts = "none"
+    sensitivities: bool = False
     clients: bool = False
     leaver: bool = False
 
     def __or__(self, other: "Requires") -> "Requires":
         """Return what both together need."""
+        readers = [r for r in (self, other) if r.updates != "none"]
         return Requires(
             updates=max(self.updates, other.updates, key=get_args(Kept).index),
+            interval=gcd(*(r.interval for r in readers)) or 1,
+            sums=bool(readers) and all(r.sums for r in readers),
             broadcasts=max(
                 self.broadcasts, other.broadcasts, key=get_args(Broadcasts).index
             ),
+            sensitivities=self.sensitivities or other.sensitivities,
             clients=self.clients or other.clients,
             leaver=self.leaver or other.leaver,
         )
 
-    def unmet_by(self, history: UpdateHistory) -> tuple[str, ...]:
+    def unmet_by(
+        self, history: UpdateHistory, forget: Collection[ClientId]
+    ) -> tuple[str, ...]:
         """Return one phrase for each need that the history does not serve."""
-        if self.updates == self.broadcasts == "none":
+        if self.updates == self.broadcasts == "none" and not self.sensitivities:
             return ()
-        if not history.rounds:
+        rounds, holds = history.rounds, history.holds
+        if not rounds:
             return ("at least one recorded round",)
-        updates, broadcasts = history.keeps
-        unmet = []
-        if get_args(Kept).index(updates) < get_args(Kept).index(self.updates):
-            unmet.append(f"updates of {self.updates} (kept: {updates})")
-        order = get_args(Broadcasts)
-        if order.index(broadcasts) < order.index(self.broadcasts):
-            unmet.append(f"{self.broadcasts} broadcasts (kept: {broadcasts})")
-        return tuple(unmet)
+        first = first_round_of(history, forget)
+        needed = {
+            "updates": self._rounds_with_updates(rounds, history, forget),
+            "broadcasts": self._rounds_with_broadcasts(rounds, first),
+            "sensitivities": frozenset(rounds if self.sensitivities else ()),
+        }
+        if (
+            self.sums
+            and holds.sums_from is not None
+            and holds.sums_from <= (first or 0)
+        ):
+            needed["updates"] = frozenset()
+        kept = {
+            "updates": holds.updates,
+            "broadcasts": holds.broadcasts,
+            "sensitivities": holds.sensitivities,
+        }
+        return tuple(
+            f"{what} of {_some(needed[what] - kept[what])} (kept: {_some(kept[what])})"
+            for what in needed
+            if not needed[what] <= kept[what]
+        )
+
+    def _rounds_with_updates(
+        self,
+        rounds: tuple[int, ...],
+        history: UpdateHistory,
+        forget: Collection[ClientId],
+    ) -> frozenset[int]:
+        """Return the rounds whose updates are needed."""
+        if self.updates == "none":
+            return frozenset()
+        if self.updates == "leavers":
+            rounds = tuple({r for c in forget for r in history.rounds_of(c)})
+        start = history.rounds[0]
+        return frozenset(r for r in rounds if (r - start) % self.interval == 0)
+
+    def _rounds_with_broadcasts(
+        self, rounds: tuple[int, ...], first: int | None
+    ) -> frozenset[int]:
+        """Return the rounds whose broadcast is needed."""
+        if self.broadcasts == "all":
+            return frozenset(rounds)
+        wanted = {
+            "none": (),
+            "initial": rounds[:1],
+            "first": () if first is None else (first,),
+        }
+        return frozenset(wanted[self.broadcasts])
+
+
+def _some(rounds: Collection[int]) -> str:
+    """Return a few rounds in words."""
+    if not rounds:
+        return "none"
+    shown = sorted(rounds)[:3]
+    more = f" and {len(rounds) - len(shown)} more" if len(rounds) > len(shown) else ""
+    plural = "s" if len(rounds) > 1 else ""
+    return f"round{plural} {', '.join(map(str, shown))}{more}"
 
 
 class RemainingClients(Protocol):
@@ -214,7 +285,7 @@ def unmet_requirements(
     method: UnlearningMethod, ctx: UnlearningContext
 ) -> tuple[str, ...]:
     """Return one phrase for each need of the method that the context does not serve."""
-    unmet = method.requires.unmet_by(ctx.history)
+    unmet = method.requires.unmet_by(ctx.history, ctx.forget)
     if method.requires.clients and not ctx.clients.ids - ctx.forget:
         unmet += ("at least one remaining client",)
     if method.requires.leaver:

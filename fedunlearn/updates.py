@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from fedunlearn.history import ClientId, Counts
+from fedunlearn.history import ClientId, Counts, ServerState
 from fedunlearn.params import Matrix, Vector, weighted_mean
 
 
@@ -76,6 +76,10 @@ class Server(Protocol):
         """Return the next global model, shape ``(P,)``."""
         ...
 
+    def restore(self, state: ServerState) -> None:
+        """Go on from a recorded state."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class MeanServer:
@@ -89,3 +93,6 @@ class MeanServer:
     def step(self, updates: Updates) -> Vector:
         """Return ``sum_k n_k w_k / sum_k n_k``."""
         return weighted_mean(updates.after, updates.num_examples.tolist())
+
+    def restore(self, state: ServerState) -> None:
+        """Do nothing: a mean has no state."""

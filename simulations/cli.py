@@ -1,9 +1,5 @@
 """The command line. Exit codes: 0 done, 1 the run failed, 2 the request was wrong."""
 
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,10 +7,9 @@ from typing import Annotated
 import typer
 
 from fedunlearn import __version__
-from fedunlearn.errors import FedUnlearnError, RequestError
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+from fedunlearn.errors import ConfigError
+from simulations.cli_common import Debug, Format, FormatOption, echo_json, errors
+from simulations.cli_history import history
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,13 +21,7 @@ data = typer.Typer(no_args_is_help=True, help="Data sets: what there is, fetch o
 config = typer.Typer(no_args_is_help=True, help="Scenarios: show one resolved.")
 app.add_typer(data, name="data")
 app.add_typer(config, name="config")
-
-
-class Format(StrEnum):
-    """How a command answers."""
-
-    text = "text"
-    json = "json"
+app.add_typer(history, name="history")
 
 
 class TableFormat(StrEnum):
@@ -45,6 +34,12 @@ class TableFormat(StrEnum):
 ScenarioFile = Annotated[
     Path, typer.Argument(metavar="SCENARIO.yaml", help="A scenario file.")
 ]
+OptionalScenarioFile = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[SCENARIO.yaml]", help="A scenario file; not needed with --resume."
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -53,8 +48,6 @@ Overrides = Annotated[
         "partition.alpha=0.1 'methods=[retrain,fed_eraser]' fed_eraser.interval=2.",
     ),
 ]
-FormatOption = Annotated[Format, typer.Option("--format", help="How to answer.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -71,26 +64,38 @@ def root(
 
 @app.command()
 def run(
-    scenario: ScenarioFile,
+    scenario: OptionalScenarioFile = None,
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the run; runs/NAME-TIME if not given."),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Go on with a run that was stopped, to the same bits."
+        ),
+    ] = None,
     format: FormatOption = Format.text,  # noqa: A002 - the option's name is fixed
     debug: Debug = False,
 ) -> None:
     """Run a scenario: train, unlearn by every method, retrain, compare."""
-    with _errors(debug):
+    with errors(debug):
         from simulations import compare, load_scenario
         from simulations.console import default_out, progress, show
 
-        loaded = load_scenario(scenario, overrides or [])
-        folder = default_out(loaded) if out is None else out
+        file = _scenario_file(scenario, out, resume)
+        loaded = load_scenario(file, overrides or [])
+        folder = resume or out or default_out(loaded)
         with progress() as listener:
-            comparison = compare(loaded, out=folder, listeners=(listener,))
+            comparison = compare(
+                loaded,
+                out=folder,
+                listeners=(listener,),
+                resume=resume is not None,
+            )
         if format is Format.json:
-            _echo_json(comparison.results())
+            echo_json(comparison.results())
         else:
             show(comparison, folder)
 
@@ -101,13 +106,13 @@ def methods(
     debug: Debug = False,
 ) -> None:
     """List the unlearning methods and what each needs."""
-    with _errors(debug):
+    with errors(debug):
         from simulations.console import print_table
         from simulations.listing import method_rows
 
         rows = method_rows()
         if format is Format.json:
-            _echo_json(rows)
+            echo_json(rows)
         else:
             print_table(
                 (
@@ -144,7 +149,7 @@ def table(
     debug: Debug = False,
 ) -> None:
     """Print a finished run's table for a page or a paper."""
-    with _errors(debug):
+    with errors(debug):
         from fedunlearn.report import latex_table, markdown_table
         from simulations.run_folder import read_results
 
@@ -159,7 +164,7 @@ def data_list(
     debug: Debug = False,
 ) -> None:
     """List the data sets: size, clients, licence, whether each is there."""
-    with _errors(debug):
+    with errors(debug):
         from dataclasses import asdict
 
         from fedunlearn.data import catalogue
@@ -167,7 +172,7 @@ def data_list(
 
         infos = catalogue()
         if format is Format.json:
-            _echo_json([asdict(info) for info in infos])
+            echo_json([asdict(info) for info in infos])
         else:
             print_table(
                 ("name", "what", "examples", "shape", "clients", "licence", "there"),
@@ -192,7 +197,7 @@ def data_fetch(
     debug: Debug = False,
 ) -> None:
     """Download a data set, verify it and convert it once."""
-    with _errors(debug):
+    with errors(debug):
         from fedunlearn.data import fetch
 
         typer.echo(f"{name} is in {fetch(name)}")
@@ -206,13 +211,13 @@ def config_show(
     debug: Debug = False,
 ) -> None:
     """Show a scenario with every default filled in."""
-    with _errors(debug):
+    with errors(debug):
         from simulations import load_scenario
         from simulations.run_folder import config_yaml
 
         loaded = load_scenario(scenario, overrides or [])
         if format is Format.json:
-            _echo_json(loaded.resolved)
+            echo_json(loaded.resolved)
         else:
             typer.echo(config_yaml(loaded), nl=False)
 
@@ -222,34 +227,12 @@ def main() -> None:
     app(prog_name="fedunlearn")
 
 
-@contextmanager
-def _errors(debug: bool) -> Iterator[None]:
-    """Turn an error into one sentence and an exit code; trace it if ``debug``."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    except FedUnlearnError as error:
-        if debug:
-            traceback.print_exc()
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
-    except BrokenPipeError:
-        # The reader of a pipe went away: nobody is left to tell.
-        sys.stderr.close()
-        raise typer.Exit(1) from None
-    except Exception as error:
-        if isinstance(error, typer.Exit):
-            raise
-        if debug:
-            traceback.print_exc()
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        typer.echo(f"error: {text} (--debug shows where)", err=True)
-        raise typer.Exit(1) from None
-
-
-def _echo_json(value: object) -> None:
-    import json
-
-    typer.echo(json.dumps(value, indent=2))
+def _scenario_file(
+    scenario: Path | None, out: Path | None, resume: Path | None
+) -> Path:
+    """Return the scenario to read: the given one, or that of the run to go on with."""
+    if resume is None and scenario is None:
+        raise ConfigError("a run needs a scenario file, or --resume RUN")
+    if resume is not None and out is not None:
+        raise ConfigError("--resume goes on in its own folder: leave --out away")
+    return scenario or (resume or Path()) / "config.yaml"

@@ -47,6 +47,20 @@ class Row:
             "model_sha256": self.model_sha256,
         }
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Row":
+        """Return the row that :meth:`as_dict` describes."""
+        cost = dict(fields["cost"])
+        ratio = cost.pop("ratio_to_retrain")
+        return cls(
+            method=fields["method"],
+            seed=fields["seed"],
+            metrics=fields["metrics"],
+            cost=UnlearningCost(**cost),
+            ratio_to_retrain=ratio,
+            model_sha256=fields["model_sha256"],
+        )
+
     def flat(self) -> dict[str, Any]:
         """Return the row as one line of ``results.csv``."""
         return {

@@ -14,7 +14,7 @@ from fedunlearn.errors import ConfigError, UnknownNameError, did_you_mean
 from fedunlearn.method import UnlearningMethod
 from fedunlearn.models import MODELS
 from fedunlearn.training import Training
-from simulations.scenario import Engine, Outline, Scenario
+from simulations.scenario import Engine, Outline, Recording, Scenario
 from simulations.schema import (
     build,
     one_line,
@@ -33,7 +33,11 @@ _TABLES: Mapping[str, tuple[str, Mapping[str, type[Any]], str]] = {
     "server": ("server rule", SERVER_RULES, "fed_avg"),
 }
 """Section -> what it names, its choices, its default."""
-_PLAIN_SECTIONS: Mapping[str, type[Any]] = {"training": Training, "engine": Engine}
+_PLAIN_SECTIONS: Mapping[str, type[Any]] = {
+    "training": Training,
+    "engine": Engine,
+    "history": Recording,
+}
 
 
 def load_scenario(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:

@@ -120,14 +120,14 @@ class Bar:
         elif event.kind == "done":
             self._whole += 1
             self._bar.update(self._task, completed=self._whole)
-        elif event.kind == "set_aside":
-            self._console.print(_refusal(event), style="yellow", markup=False)
+        elif event.kind in _NOTES:
+            self._console.print(_NOTES[event.kind](event), style="yellow", markup=False)
 
 
 def _lines(console: Console) -> Listener:
     def listen(event: Event) -> None:
-        if event.kind == "set_aside":
-            line = _refusal(event)
+        if event.kind in _NOTES:
+            line = _NOTES[event.kind](event)
         elif event.kind == "done":
             line = f"seed {event.facts['seed']}: {event.facts['phase']} done"
         else:
@@ -143,3 +143,17 @@ def _refusal(event: Event) -> str:
         f"seed {facts['seed']}, round {facts['round']}: reply of client "
         f"{facts['client']} set aside: {facts['reason']}"
     )
+
+
+def _resumed(event: Event) -> str:
+    changed = event.facts["changed"]
+    if not changed:
+        return "going on where the run stopped"
+    return (
+        f"going on where the run stopped, but {'; '.join(changed)}: the numbers may "
+        "differ from those of an uninterrupted run"
+    )
+
+
+_NOTES = {"set_aside": _refusal, "resume": _resumed}
+"""Events that are told in a sentence."""

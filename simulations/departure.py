@@ -12,7 +12,7 @@ from simulations.comparison import Comparison, HistoryStats, Row
 from simulations.engine import SimulationGrid
 from simulations.evaluate import Evaluator
 from simulations.events import Listener, tell
-from simulations.prepare import prepare
+from simulations.prepare import Prepared, prepare
 from simulations.run_folder import RunFolder
 from simulations.runs import Runs
 from simulations.scenario import Scenario
@@ -28,6 +28,8 @@ def compare(
     methods: Mapping[str, UnlearningMethod] | None = None,
     out: str | Path | None = None,
     listeners: tuple[Listener, ...] = (),
+    *,
+    resume: bool = False,
 ) -> Comparison:
     """Run a scenario.
 
@@ -37,6 +39,8 @@ def compare(
             ``retrain`` are always compared.
         out: Folder for the run's files and its history; None keeps all in memory.
         listeners: Told what happens.
+        resume: Whether ``out`` holds a run of this scenario that was stopped, to be
+            continued to the same bits.
 
     Raises:
         RequestError: If the scenario or a method cannot be served; nothing was trained.
@@ -44,9 +48,26 @@ def compare(
     """
     chosen = _chosen(scenario.methods if methods is None else methods)
     prepared = prepare(scenario)
-    folder = None if out is None else RunFolder.create(Path(out), scenario)
-    if folder is not None:
-        listeners = (*listeners, folder.log)
+    if out is None:
+        return _compared(prepared, chosen, None, listeners)
+    make = RunFolder.reopen if resume else RunFolder.create
+    folder = make(Path(out), scenario)
+    listeners = (*listeners, folder.log)
+    with folder.locked():
+        if resume:
+            tell(listeners, "resume", changed=list(folder.changed_packages()))
+        comparison = _compared(prepared, chosen, folder, listeners)
+        folder.write(comparison)
+    return comparison
+
+
+def _compared(
+    prepared: Prepared,
+    chosen: Mapping[str, UnlearningMethod],
+    folder: RunFolder | None,
+    listeners: tuple[Listener, ...],
+) -> Comparison:
+    scenario = prepared.scenario
     seeds = scenario.outline.seeds
     tell(listeners, "run", seeds=list(seeds), phases=len(seeds) * (1 + len(chosen)))
     app, number = client_app(prepared.task), len(prepared.task.clients)
@@ -62,7 +83,7 @@ def compare(
                 rows += runs.rows(seed, trained, chosen)
                 stats = stats or _stats(trained)
             curves[seed] = trained.accuracy_by_round
-    comparison = Comparison(
+    return Comparison(
         scenario={**scenario.resolved, "clients": number},
         rows=tuple(rows),
         history=stats or HistoryStats(rounds=0, clients=0, bytes=0),
@@ -71,9 +92,6 @@ def compare(
         label_counts=prepared.federation.label_counts(),
         forget=tuple(sorted(prepared.forget)),
     )
-    if folder is not None:
-        folder.write(comparison)
-    return comparison
 
 
 def _chosen(methods: Mapping[str, UnlearningMethod]) -> dict[str, UnlearningMethod]:

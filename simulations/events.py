@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["run", "train", "round", "set_aside", "method", "tick", "done"]
+Kind = Literal["run", "train", "round", "set_aside", "method", "tick", "done", "resume"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,8 @@ class Event:
     Attributes:
         kind: ``run`` starts everything, ``train`` a seed, ``method`` a method;
             ``round`` ends a training round, ``tick`` a part of a phase, ``done`` a
-            phase; ``set_aside`` names a refused reply.
+            phase; ``set_aside`` names a refused reply; ``resume`` goes on with a run
+            and names packages that changed since it began.
         facts: Plain values.
     """
 

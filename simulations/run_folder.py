@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,11 +15,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fedunlearn.errors import ConfigError, DataError
+from fedunlearn.history.lock import Lock
 from fedunlearn.params import Layout, Vector
 from fedunlearn.report import ReportInput, render_report
-from simulations.comparison import Comparison
+from simulations.comparison import Comparison, Row
 from simulations.events import Event
 from simulations.scenario import Scenario
+from simulations.schema import plain_dict, read_yaml
 
 _PACKAGES = ("fedunlearn", "flwr", "ray", "torch", "numpy", "omegaconf")
 _QUIET = ("tick",)
@@ -42,7 +46,10 @@ class RunFolder:
             ConfigError: If it cannot be written or already holds a run.
         """
         if (path / "config.yaml").exists():
-            raise ConfigError(f"{path} already holds a run; choose another --out")
+            raise ConfigError(
+                f"{path} already holds a run; choose another --out, or go on with it: "
+                f"--resume {path}"
+            )
         try:
             (path / "models").mkdir(parents=True, exist_ok=True)
             (path / "config.yaml").write_text(config_yaml(scenario), encoding="utf-8")
@@ -50,6 +57,42 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"cannot write to {path}: {error.strerror}") from error
         return cls(path)
+
+    @classmethod
+    def reopen(cls, path: Path, scenario: Scenario) -> "RunFolder":
+        """Open the folder of a run that was stopped.
+
+        Raises:
+            ConfigError: If it holds no run, or that of another scenario.
+        """
+        recorded = read_yaml(path / "config.yaml")
+        wanted = plain_dict(OmegaConf.create(dict(scenario.resolved)), "the scenario")
+        for key in wanted | recorded:
+            if recorded.get(key) != wanted.get(key):
+                raise ConfigError(
+                    f"{path} was run with {key}: {recorded.get(key)}, not "
+                    f"{wanted.get(key)}: it cannot be resumed as another run"
+                )
+        return cls(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of the folder.
+
+        Raises:
+            HistoryError: If one is in it, with its process id.
+        """
+        lock = Lock(self.path)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def changed_packages(self) -> tuple[str, ...]:
+        """Return what of the environment differs from when the run began."""
+        before, now = read_json(self.path / "environment.json"), environment()
+        names = [n for n in ("python", *_PACKAGES) if before.get(n) != now[n]]
+        return tuple(f"{n} {before.get(n)} is now {now[n]}" for n in names)
 
     def history(self, seed: int) -> Path:
         """Return the folder of a seed's recorded history."""
@@ -61,6 +104,41 @@ class RunFolder:
             line = {"time": _now(), "event": event.kind, **event.facts}
             with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+    def journal(self, seed: int, label: str) -> Path:
+        """Return the folder of what clients answered to an unfinished method."""
+        return self.path / "unfinished" / f"seed-{seed}-{label}"
+
+    def save_curve(self, seed: int, accuracies: list[float]) -> None:
+        """Write the test accuracies of a seed so far."""
+        _write_json(self._part("curve", seed), accuracies)
+
+    def curve(self, seed: int) -> list[float]:
+        """Return the test accuracies of a seed so far."""
+        path = self._part("curve", seed)
+        return list(read_json(path)) if path.exists() else []
+
+    def save_row(self, row: Row, layout: Layout, model: Vector) -> None:
+        """Write a finished row; it is there only if its model is."""
+        self.save_model(row.seed, row.method, model, layout)
+        _write_json(self._part(row.method, row.seed), row.as_dict())
+
+    def row(self, seed: int, label: str) -> Row | None:
+        """Return a finished row, or None."""
+        path = self._part(label, seed)
+        return Row.from_dict(read_json(path)) if path.exists() else None
+
+    def model(self, seed: int, label: str, layout: Layout) -> Vector:
+        """Return the model of a finished row."""
+        from safetensors.numpy import load_file
+
+        path = self.path / "models" / f"seed-{seed}-{label}.safetensors"
+        return layout.flatten(load_file(path))
+
+    def _part(self, name: str, seed: int) -> Path:
+        folder = self.path / "parts"
+        folder.mkdir(exist_ok=True)
+        return folder / f"seed-{seed}-{name}.json"
 
     def save_model(self, seed: int, label: str, model: Vector, layout: Layout) -> None:
         """Write a model as safetensors."""
@@ -102,15 +180,24 @@ def read_results(path: Path) -> dict[str, Any]:
         DataError: If there is no such file or it is not what a run writes.
     """
     file = path / "results.json" if path.is_dir() else path
+    results = read_json(file)
+    if not isinstance(results, dict):
+        raise DataError(f"{file} is not what a run writes")
+    return results
+
+
+def read_json(file: Path) -> Any:  # noqa: ANN401
+    """Return what a JSON file holds.
+
+    Raises:
+        DataError: If there is no such file or it is not JSON.
+    """
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise DataError(f"{file} is not JSON: {error}") from error
-    if not isinstance(results, dict):
-        raise DataError(f"{file} is not what a run writes")
-    return results
 
 
 def environment() -> dict[str, str]:

@@ -1,8 +1,11 @@
 """One seed of a comparison: history, training, every method, its row."""
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from flwr.serverapp import Grid
 
@@ -22,9 +25,10 @@ from fedunlearn.updates import Updates
 from simulations.comparison import Row
 from simulations.evaluate import Evaluator
 from simulations.events import Listener, tell
+from simulations.journal import JournaledClients, close_journal, open_journal
 from simulations.prepare import Prepared
 from simulations.run_folder import RunFolder
-from simulations.train import Trained, quiet_flower, train
+from simulations.train import Curve, Trained, quiet_flower, train
 from strategies import METHODS
 from strategies.directory import Directory
 from strategies.flower_server import FlowerServer, client_config
@@ -42,12 +46,36 @@ class Runs:
     listeners: tuple[Listener, ...]
     folder: RunFolder | None
 
-    def history(self, seed: int) -> closing[DiskHistory] | nullcontext[InMemoryHistory]:
-        """Return an empty history for a seed."""
-        layout = self.prepared.task.layout
-        if self.folder is None:
-            return nullcontext(InMemoryHistory(layout))
-        return closing(DiskHistory.create(self.folder.history(seed), layout))
+    @contextmanager
+    def history(self, seed: int) -> Iterator[InMemoryHistory | DiskHistory]:
+        """Return a seed's history: a new one, or the one a stopped run left."""
+        layout, how = self.prepared.task.layout, self.prepared.scenario.history
+        plain = (how.codec, how.retention) == ("float32", "all")
+        if self.folder is None and plain:
+            yield InMemoryHistory(layout)
+            return
+        with ExitStack() as stack:
+            if self.folder is None:
+                path = Path(stack.enter_context(TemporaryDirectory())) / "history"
+            else:
+                path = self.folder.history(seed)
+            if (path / "index.db").exists():
+                history = DiskHistory.open(path, write=True)
+            else:
+                history = DiskHistory.create(
+                    path,
+                    layout,
+                    sealed=how.sealed,
+                    codec=how.codec,
+                    retention=how.retention,
+                    names=self._names(),
+                )
+            yield stack.enter_context(history)
+
+    def _names(self) -> dict[ClientId, str]:
+        """Return the clients' names where they say more than the id."""
+        names = enumerate(self.prepared.federation.names)
+        return {client: name for client, name in names if name != str(client)}
 
     def train(self, seed: int, history: InMemoryHistory | DiskHistory) -> Trained:
         """Train one seed."""
@@ -58,11 +86,18 @@ class Runs:
             self.grid,
             history,
             directory=self.directory,
-            evaluator=self.evaluator,
+            curve=self._curve(seed),
             listeners=self.listeners,
         )
         tell(self.listeners, "done", phase="train", seed=seed)
         return trained
+
+    def _curve(self, seed: int) -> Curve:
+        layout = self.prepared.task.layout
+        if self.folder is None:
+            return Curve(self.evaluator, layout)
+        known, keep = self.folder.curve(seed), partial(self.folder.save_curve, seed)
+        return Curve(self.evaluator, layout, known, keep)
 
     def rows(
         self, seed: int, trained: Trained, methods: Mapping[str, UnlearningMethod]
@@ -70,14 +105,30 @@ class Runs:
         """Yield a seed's rows: the trained model, retraining, every other method."""
         context = self._context(seed, trained)
         _check_all(methods, context)
-        retrained = self._unlearn(RETRAIN, methods[RETRAIN], trained, context)
-        before = UnlearningOutcome(trained.model, trained.cost)
-        yield self._row(TRAINED, seed, before, retrained, trained)
-        yield self._row(RETRAIN, seed, retrained, retrained, trained)
+        retrained = self._known(seed, RETRAIN) or self._unlearn(
+            RETRAIN, methods[RETRAIN], trained, context
+        )
+        outcomes: dict[str, Callable[[], UnlearningOutcome]] = {
+            TRAINED: lambda: UnlearningOutcome(trained.model, trained.cost),
+            RETRAIN: lambda: retrained,
+        }
         for label, method in methods.items():
             if label != RETRAIN:
-                outcome = self._unlearn(label, method, trained, context)
-                yield self._row(label, seed, outcome, retrained, trained)
+                run = partial(self._unlearn, label, method, trained, context)
+                outcomes[label] = run
+        for label, outcome in outcomes.items():
+            row = None if self.folder is None else self.folder.row(seed, label)
+            yield row or self._row(label, seed, outcome(), retrained, trained)
+            if self.folder is not None:
+                close_journal(self.folder.journal(seed, label))
+
+    def _known(self, seed: int, label: str) -> UnlearningOutcome | None:
+        """Return what a method came to before the run was stopped."""
+        row = None if self.folder is None else self.folder.row(seed, label)
+        if row is None or self.folder is None:
+            return None
+        layout = self.prepared.task.layout
+        return UnlearningOutcome(self.folder.model(seed, label, layout), row.cost)
 
     def _context(self, seed: int, trained: Trained) -> UnlearningContext:
         task, rule = self.prepared.task, self.prepared.scenario.server
@@ -112,10 +163,13 @@ class Runs:
     ) -> UnlearningOutcome:
         seed, rounds = trained.schedule.seed, trained.schedule.rounds
         tell(self.listeners, "method", method=label, seed=seed)
-        watched = WatchedClients(context.clients, self.listeners, rounds)
-        own = replace(context, clients=watched, rng=derive(seed, f"method {label}"))
-        with quiet_flower(), _named(label):
-            outcome = run_unlearning(method, trained.model, own)
+        with self._journaled(seed, label, context.clients) as (clients, saved):
+            watched = WatchedClients(clients, self.listeners, rounds)
+            own = replace(context, clients=watched, rng=derive(seed, f"method {label}"))
+            with quiet_flower(), _named(label):
+                outcome = run_unlearning(method, trained.model, own)
+        seconds = outcome.cost.wall_seconds + saved()
+        outcome = replace(outcome, cost=replace(outcome.cost, wall_seconds=seconds))
         tell(
             self.listeners,
             "done",
@@ -125,6 +179,19 @@ class Runs:
         )
         return outcome
 
+    @contextmanager
+    def _journaled(
+        self, seed: int, label: str, clients: RemainingClients
+    ) -> Iterator[tuple[RemainingClients, Callable[[], float]]]:
+        """Yield clients whose answers are kept, and the seconds that this saved."""
+        if self.folder is None:
+            yield clients, lambda: 0.0
+            return
+        path = self.folder.journal(seed, label)
+        with open_journal(path, self.prepared.task.layout) as journal:
+            kept = JournaledClients(clients, journal)
+            yield kept, lambda: kept.saved_seconds
+
     def _row(
         self,
         label: str,
@@ -133,9 +200,7 @@ class Runs:
         retrained: UnlearningOutcome,
         trained: Trained,
     ) -> Row:
-        if self.folder is not None:
-            self.folder.save_model(seed, label, outcome.model, trained.history.layout)
-        return Row(
+        row = Row(
             method=label,
             seed=seed,
             metrics=self.evaluator.measure(
@@ -145,6 +210,9 @@ class Runs:
             ratio_to_retrain=outcome.cost.ratio_to(retrained.cost),
             model_sha256=sha256(outcome.model),
         )
+        if self.folder is not None:
+            self.folder.save_row(row, trained.history.layout, outcome.model)
+        return row
 
 
 @dataclass(frozen=True, slots=True)

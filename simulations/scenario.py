@@ -6,6 +6,8 @@ from typing import Any
 
 from fedunlearn.data import Partitioner, Source
 from fedunlearn.data.backdoor import Backdoor
+from fedunlearn.history.codecs import codec
+from fedunlearn.history.retention import retention
 from fedunlearn.method import UnlearningMethod
 from fedunlearn.models import ModelSpec
 from fedunlearn.rng import SEED_LIMIT
@@ -27,6 +29,28 @@ class Engine:
         """Refuse a negative number."""
         if self.workers < 0:
             raise ValueError(f"workers must not be negative, got {self.workers}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """How the history of a run is kept.
+
+    Attributes:
+        codec: How updates are stored: ``float32``, ``float16``, ``bfloat16``, ``int8``
+            or ``top_k:FRACTION``.
+        retention: What of them stays: ``all``, ``every:K``, ``last:K``, ``sums``,
+            ``sensitivities`` or ``crab``.
+        sealed: Whether payloads on disk are encrypted, so that they can be erased.
+    """
+
+    codec: str = "float32"
+    retention: str = "all"
+    sealed: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse a codec or retention nobody knows."""
+        codec(self.codec)
+        retention(self.retention)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +116,7 @@ class Scenario:
         training: How clients train.
         server: How the server aggregates.
         engine: Where clients run.
+        history: How the history is kept.
         backdoor: What the leavers plant, or None.
         methods: Label -> method, in the order of the table.
         resolved: All of it as plain values: what ``config.yaml`` of a run holds.
@@ -104,6 +129,7 @@ class Scenario:
     training: Training
     server: ServerRule
     engine: Engine
+    history: Recording
     backdoor: Backdoor | None
     methods: Mapping[str, UnlearningMethod]
     resolved: Mapping[str, Any] = field(repr=False)

@@ -1,8 +1,7 @@
 """Trains one seed of a scenario through Flower, recording every round."""
 
 import logging
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -58,28 +57,27 @@ def train(
     history: History,
     *,
     directory: Directory,
-    evaluator: Evaluator,
+    curve: "Curve",
     listeners: tuple[Listener, ...] = (),
 ) -> Trained:
-    """Train the federation of one seed.
+    """Train the federation of one seed, or go on where its history ends.
 
     Args:
         prepared: Data, task and scenario.
         seed: Fixes initial model, batch orders and cohorts.
         grid: Where the clients are.
-        history: An empty history to record into.
+        history: What is recorded so far, and goes on being recorded.
         directory: Which node is which client.
-        evaluator: Measures the test accuracy after every round.
+        curve: Measures the test accuracy after every round.
         listeners: Told of every round.
     """
     layout, rule = prepared.task.layout, prepared.scenario.server
     schedule = _schedule(prepared, seed)
-    initial, curve = prepared.task.initial_model(seed), Curve(evaluator, layout)
+    initial = prepared.task.initial_model(seed)
 
     def told(record: RoundRecord) -> None:
         _tell_round(listeners, seed, record, schedule.rounds)
 
-    start = time.perf_counter()
     with quiet_flower():
         result = RecordingStrategy(
             rule.strategy(),
@@ -94,7 +92,6 @@ def train(
             train_config=ConfigRecord({"seed": seed}),
             evaluate_fn=curve,
         )
-    seconds = time.perf_counter() - start - curve.seconds
     model = from_arrays(result.arrays, layout)
     for vector in (model, initial):
         vector.setflags(write=False)  # a method that writes to it would spoil the next
@@ -104,7 +101,7 @@ def train(
         history=history,
         schedule=schedule,
         accuracy_by_round=tuple(curve.accuracies),
-        cost=_cost(history, seconds),
+        cost=_cost(history),
     )
 
 
@@ -115,22 +112,24 @@ class Curve:
     Attributes:
         evaluator: What measures.
         layout: Names and shapes of the model.
-        accuracies: Test accuracy after round 0, 1, ...
-        seconds: Wall-clock seconds spent measuring; they are no cost of training.
+        accuracies: Test accuracy after round 0, 1, ...; what is known is not measured
+            again.
+        keep: Told of all accuracies after every round.
     """
 
     evaluator: Evaluator
     layout: Layout
     accuracies: list[float] = field(default_factory=list)
-    seconds: float = 0.0
+    keep: Callable[[list[float]], None] | None = None
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Measure one model."""
-        del server_round
-        start = time.perf_counter()
+        if server_round < len(self.accuracies):
+            return None
         model = from_arrays(arrays, self.layout)
         self.accuracies.append(self.evaluator.test_accuracy(model))
-        self.seconds += time.perf_counter() - start
+        if self.keep is not None:
+            self.keep(self.accuracies)
         return None
 
 
@@ -179,7 +178,7 @@ def _tell_round(
     )
 
 
-def _cost(history: UpdateHistory, seconds: float) -> UnlearningCost:
+def _cost(history: UpdateHistory) -> UnlearningCost:
     """Return what the recorded rounds used."""
     rounds = list(records(history))
     model_bytes = history.layout.size * _FLOAT32_BYTES
@@ -190,6 +189,7 @@ def _cost(history: UpdateHistory, seconds: float) -> UnlearningCost:
         examples=sum(int(r.num_samples.sum()) for r in rounds),
         bytes_down=sum(len(r.asked) for r in rounds) * model_bytes,
         bytes_up=answered * model_bytes,
-        wall_seconds=seconds,
-        history_bytes=(answered + len(rounds)) * model_bytes,
+        wall_seconds=sum(r.seconds for r in rounds),
+        history_bytes=history.holds.nbytes,
+        history_peak_bytes=history.holds.peak_bytes,
     )

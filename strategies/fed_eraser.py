@@ -21,7 +21,7 @@ about tenfold.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -40,14 +40,14 @@ class FedEraser:
         calibration_ratio: Local epochs of a calibration over those of training, r.
         norm_scale: ``stored`` keeps the length of one stored round, as in the paper;
             ``interval`` multiplies it by ``interval`` to make up for skipped rounds.
+        select: ``kept`` replays what the history kept, such as Crab's selection of
+            rounds and clients, and asks for nothing more.
     """
 
     interval: int = 2
     calibration_ratio: float = 0.5
     norm_scale: Literal["stored", "interval"] = "stored"
-    requires: ClassVar[Requires] = Requires(
-        updates="all", broadcasts="initial", clients=True
-    )
+    select: Literal["all", "kept"] = "all"
 
     def __post_init__(self) -> None:
         """Refuse an interval below 1 and a ratio outside (0, 1]."""
@@ -58,6 +58,15 @@ class FedEraser:
                 f"calibration_ratio must lie in (0, 1], got {self.calibration_ratio}"
             )
 
+    @property
+    def requires(self) -> Requires:
+        """All updates of the replayed rounds, or whatever is kept."""
+        if self.select == "kept":
+            return Requires(broadcasts="initial", clients=True)
+        return Requires(
+            updates="all", interval=self.interval, broadcasts="initial", clients=True
+        )
+
     def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
         """Return the rebuilt model."""
         del model
@@ -67,7 +76,7 @@ class FedEraser:
             if (index - first) % self.interval:
                 continue
             record = ctx.history.round(index)
-            ids = ctx.staying(record.clients)
+            ids = ctx.staying(record.kept)
             if not ids:
                 continue
             if index == first:
@@ -84,7 +93,7 @@ class FedEraser:
     ) -> Updates:
         fresh = ctx.clients.train(
             rebuilt,
-            ctx.staying(record.clients),
+            ctx.staying(record.kept),
             round_index=record.index,
             epochs=self.calibration_ratio * ctx.schedule.epochs,
         )

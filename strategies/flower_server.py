@@ -21,10 +21,12 @@ from flwr.serverapp.strategy import Strategy
 from fedunlearn.arrays import from_arrays, to_arrays
 from fedunlearn.errors import RunError
 from fedunlearn.flower_compat import claim_identity
+from fedunlearn.history import ServerState
 from fedunlearn.params import Layout, Vector
 from fedunlearn.updates import Updates
 from strategies.grids import CohortGrid, NoGrid
 from strategies.replies import WEIGHT_KEY
+from strategies.server_state import restore_state
 
 
 @dataclass(slots=True)
@@ -44,6 +46,7 @@ class FlowerServer:
     carried: Mapping[str, Array] = field(default_factory=dict)
     _steps: int = 0
     _last: ArrayRecord | None = None
+    _exact: Mapping[str, Array] = field(default_factory=dict)
 
     def step(self, updates: Updates) -> Vector:
         """Return the strategy's aggregate of the updates, shape ``(P,)``."""
@@ -63,12 +66,21 @@ class FlowerServer:
         self._last = arrays
         return from_arrays(arrays, self.layout)
 
+    def restore(self, state: ServerState) -> None:
+        """Go on from the state in which a recorded round began."""
+        restore_state(self.strategy, state.rule)
+        self._exact = {name: Array(array) for name, array in state.arrays.items()}
+
     def _before(self, model: Vector) -> ArrayRecord:
         """Return ``model`` as the strategy sent it: ``FedAdam`` does so in float64."""
-        last = self._last
-        if last is not None and np.array_equal(from_arrays(last, self.layout), model):
-            return last
-        return to_arrays(model, self.layout, self.carried)
+        plain = to_arrays(model, self.layout, self.carried)
+        exact, self._exact = ArrayRecord({**plain, **self._exact}), {}
+        for sent in (self._last, exact):
+            if sent is not None and np.array_equal(
+                from_arrays(sent, self.layout), model
+            ):
+                return sent
+        return plain
 
     def _reply(self, order: Message, updates: Updates, client: int) -> Message:
         row = updates.clients.index(client)

@@ -1,7 +1,8 @@
 """A Flower strategy that remembers every client's update."""
 
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Protocol, final
+from typing import final
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -10,22 +11,27 @@ from typing_extensions import override
 
 from fedunlearn.errors import EmptyRoundError, LeaverContactError
 from fedunlearn.flower_compat import with_own_records
-from fedunlearn.history import ArraysInMemory, ClientId, RoundRecord, SetAside
-from fedunlearn.updates import Updates
+from fedunlearn.history import (
+    ArraysInMemory,
+    ClientId,
+    RoundRecord,
+    ServerState,
+    SetAside,
+)
 from strategies.directory import Directory
 from strategies.grids import CohortGrid
-from strategies.replies import WEIGHT_KEY, Broadcast, as_updates, sort_replies
+from strategies.progress import Progress, RecordedHistory
+from strategies.replies import (
+    WEIGHT_KEY,
+    Broadcast,
+    Reply,
+    as_updates,
+    mean_loss,
+    sort_replies,
+)
 
 Cohort = Callable[[int, Collection[ClientId]], tuple[ClientId, ...]]
 """Given the round and who is there, tells whom the inner strategy may sample from."""
-
-
-class RoundSink(Protocol):
-    """Where rounds go: a history that can be appended to."""
-
-    def append(self, record: RoundRecord) -> None:
-        """Commit one round."""
-        ...
 
 
 @final
@@ -34,11 +40,14 @@ class RecordingStrategy(Strategy):
 
     It puts nodes and replies in canonical order (ascending client id), so that results
     do not depend on who answers first; sets bad replies aside; records the round before
-    it hands the good ones to ``inner``; and keeps withdrawn clients out.
+    anybody sees the new model; and keeps withdrawn clients out.
+
+    Rounds that the history holds already are not trained again: the same call to
+    ``start`` after a crash goes on where the history ends, to the same bits.
 
     Args:
         inner: The strategy that samples and aggregates.
-        history: Where rounds are appended.
+        history: Where rounds are appended; clients erased from it are never asked.
         withdrawn: Clients that are never asked.
         cohort: Whom ``inner`` may sample from in a round; None means everybody there.
         directory: Which node is which client; None asks the nodes.
@@ -49,7 +58,7 @@ class RecordingStrategy(Strategy):
     def __init__(
         self,
         inner: Strategy,
-        history: RoundSink,
+        history: RecordedHistory,
         *,
         withdrawn: Collection[ClientId] = (),
         cohort: Cohort | None = None,
@@ -59,18 +68,25 @@ class RecordingStrategy(Strategy):
     ) -> None:
         self._inner = inner
         self._history = history
-        self._withdrawn = frozenset(withdrawn)
+        self._progress = Progress(inner, history, keep_random=cohort is None)
+        self._withdrawn = frozenset(withdrawn) | history.withdrawn
         self._cohort = cohort
         self._directory = Directory() if directory is None else directory
         self._weight_key = weight_key
         self._on_round = on_round
         self._sent: Broadcast | None = None
+        self._started = 0.0
 
     @override
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let ``inner`` choose among the cohort; note what is sent to whom."""
+        if self._progress.is_behind(server_round):
+            self._sent = Broadcast.of(arrays, (), self._sent)
+            self._progress.check_start(server_round, self._sent)
+            return []
+        self._started = time.perf_counter()
         self._directory.refresh(grid)  # for a strategy that does not ask the grid
         shown = CohortGrid(grid, lambda: self._cohort_nodes(server_round, grid))
         messages = list(
@@ -85,11 +101,15 @@ class RecordingStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Record the round, then let ``inner`` aggregate the good replies.
+        """Let ``inner`` aggregate the good replies, then record the round.
+
+        Nobody sees the new model before the round that made it is recorded.
 
         Raises:
             EmptyRoundError: If there is no good reply.
         """
+        if self._progress.is_behind(server_round):
+            return self._progress.arrays_after(server_round), None
         if self._sent is None:
             raise EmptyRoundError(f"round {server_round} was never configured")
         good, aside = sort_replies(
@@ -97,20 +117,46 @@ class RecordingStrategy(Strategy):
         )
         if not good:
             raise EmptyRoundError(_nobody(server_round, self._sent, aside))
-        updates = as_updates(good, self._sent)
-        record = _record(server_round, updates, self._sent.asked, aside)
-        self._history.append(record)
-        if self._on_round is not None:
-            self._on_round(record)
+        before = self._progress.state_before(self._sent)
         # Copies: FedMedian and FedTrimmedAvg empty the replies they aggregate.
         copies = [with_own_records(reply.message) for reply in good]
-        return self._inner.aggregate_train(server_round, copies)
+        arrays, metrics = self._inner.aggregate_train(server_round, copies)
+        record = self._record(server_round, good, aside, before)
+        after = self._progress.state_after(arrays or self._sent.arrays)
+        self._history.append_round(record, after)
+        if self._on_round is not None:
+            self._on_round(record)
+        return arrays, metrics
+
+    def _record(
+        self,
+        index: int,
+        good: list[Reply],
+        aside: list[SetAside],
+        before: ServerState,
+    ) -> RoundRecord:
+        assert self._sent is not None  # noqa: S101 - narrows the type
+        updates = as_updates(good, self._sent)
+        return RoundRecord(
+            index=index,
+            clients=updates.clients,
+            num_examples=updates.num_examples,
+            num_steps=updates.num_steps,
+            num_samples=updates.num_samples,
+            asked=self._sent.asked,
+            set_aside=tuple(aside),
+            loss=mean_loss(good),
+            seconds=time.perf_counter() - self._started,
+            arrays=ArraysInMemory(updates.before, updates.deltas, before),
+        )
 
     @override
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let ``inner`` choose among all who did not withdraw."""
+        if self._progress.is_behind(server_round):
+            return []
         self._directory.refresh(grid)
         shown = CohortGrid(grid, lambda: self._staying_nodes(grid))
         messages = list(
@@ -124,6 +170,8 @@ class RecordingStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Pass the replies on in canonical order."""
+        if self._progress.is_behind(server_round):
+            return None
         known = (
             (self._directory.client_of(r.metadata.src_node_id), r) for r in replies
         )
@@ -168,24 +216,6 @@ class RecordingStrategy(Strategy):
         """Return the client behind a node; strangers, whom nobody asked, come first."""
         client = self._directory.client_of(node)
         return -1 if client is None else client
-
-
-def _record(
-    index: int,
-    updates: Updates,
-    asked: tuple[ClientId, ...],
-    aside: list[SetAside],
-) -> RoundRecord:
-    return RoundRecord(
-        index=index,
-        clients=updates.clients,
-        num_examples=updates.num_examples,
-        num_steps=updates.num_steps,
-        num_samples=updates.num_samples,
-        asked=asked,
-        set_aside=tuple(aside),
-        arrays=ArraysInMemory(updates.before, updates.deltas),
-    )
 
 
 def _nobody(index: int, sent: Broadcast, aside: list[SetAside]) -> str:

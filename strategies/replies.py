@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from zipfile import BadZipFile
 
 import numpy as np
@@ -15,6 +16,7 @@ from fedunlearn.params import Layout, Vector
 from fedunlearn.updates import Updates
 
 WEIGHT_KEY = "num-examples"
+LOSS_KEY = "train-loss"
 
 _COUNT_LIMIT = 2**53
 """Counts above it are not exact as floating-point numbers."""
@@ -128,6 +130,22 @@ def as_updates(replies: list[Reply], sent: Broadcast) -> Updates:
         num_steps=_counts(r.num_steps for r in replies),
         num_samples=_counts(r.num_samples for r in replies),
     )
+
+
+def mean_loss(replies: list[Reply]) -> float | None:
+    """Return the mean training loss, weighted by examples, or None if one is silent."""
+    losses = [_loss(reply) for reply in replies]
+    if not losses or any(loss is None for loss in losses):
+        return None
+    total = sum(reply.num_examples for reply in replies)
+    pairs = zip(replies, losses, strict=True)
+    return sum(r.num_examples / total * loss for r, loss in pairs if loss is not None)
+
+
+def _loss(reply: Reply) -> float | None:
+    metrics = next(iter(reply.message.content.metric_records.values()))
+    loss = metrics.get(LOSS_KEY)
+    return float(loss) if isinstance(loss, int | float) and isfinite(loss) else None
 
 
 def _counts(values: Iterable[int]) -> Counts:

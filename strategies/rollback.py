@@ -5,9 +5,9 @@ Unlearning", INFOCOM 2023, baseline). With as many rounds as remained it is exac
 model before the first participation owes nothing to the leavers, and cohorts and batch
 orders do not depend on them.
 
-Departure: the state of a server rule such as FedAvgM at the point of return is rebuilt
-by replaying the recorded rounds before it; this is exact up to float32 rounding, and
-exact for rules without state.
+The state of a server rule such as FedAvgM at the point of return is taken from the
+history. Where it was not recorded it is rebuilt by replaying the recorded rounds before
+it, which is exact up to float32 rounding.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Rollback:
     """
 
     rounds: int | None = None
-    requires: ClassVar[Requires] = Requires(broadcasts="all", clients=True)
+    requires: ClassVar[Requires] = Requires(broadcasts="first", clients=True)
 
     def __post_init__(self) -> None:
         """Refuse a negative number of rounds."""
@@ -55,6 +55,10 @@ def server_before(first: int, ctx: UnlearningContext) -> Server:
     """Return the server rule with the state it had when round ``first`` began."""
     server = ctx.new_server()
     if not server.stateful:
+        return server
+    state = ctx.history.round(first).arrays.state()
+    if state.rule:
+        server.restore(state)
         return server
     for index in (i for i in ctx.history.rounds if i < first):
         record = ctx.history.round(index)

@@ -25,7 +25,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedunlearn.history import records
+from fedunlearn.history import ClientId, records
 from fedunlearn.method import Requires, UnlearningContext, continue_training
 from fedunlearn.params import Vector, weighted_mean
 
@@ -55,7 +55,7 @@ class Subtract:
         """The leavers' updates, or all of them to renormalise."""
         recovers = self.recovery_rounds > 0
         if self.weighting == "lazy":
-            return Requires(updates="leavers", clients=recovers)
+            return Requires(updates="leavers", sums=True, clients=recovers)
         return Requires(updates="all", broadcasts="initial", clients=recovers)
 
     def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
@@ -74,10 +74,17 @@ class Subtract:
 
 def _leavers_shares(ctx: UnlearningContext) -> Iterator[Vector]:
     """Yield ``-p_u^t Delta_u^t`` for every recorded update of a leaver."""
+    if ctx.history.holds.sums_from is not None:
+        yield from (-ctx.history.sum_of(c) for c in _contributors(ctx))
+        return
     for record in records(ctx.history):
         leavers = [c for c in record.clients if c in ctx.forget]
         for client, update in zip(leavers, record.updates_of(leavers), strict=True):
             yield update * np.float32(-record.share_of(client))
+
+
+def _contributors(ctx: UnlearningContext) -> list[ClientId]:
+    return sorted(c for c in ctx.forget if ctx.history.rounds_of(c))
 
 
 def _means_without(ctx: UnlearningContext) -> Iterator[Vector]:

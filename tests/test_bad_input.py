@@ -1,6 +1,5 @@
 """Wrong requests and broken worlds: one sentence, the right exit code, no traceback."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -14,6 +13,7 @@ from fedunlearn.arrays import to_arrays
 from fedunlearn.client import client_app
 from fedunlearn.errors import EmptyRoundError, RequirementError, RunError
 from fedunlearn.history import InMemoryHistory
+from fedunlearn.history.files import RealFiles
 from fedunlearn.method import Requires
 from simulations import compare, load_scenario
 from simulations.cli import app
@@ -109,15 +109,15 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 def test_a_full_disk_ends_the_run_with_exit_code_1(tmp_path, monkeypatch):
-    def full(_):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(RealFiles, "write", full)
 
     result = run("--out", str(tmp_path / "run"))
 
     assert result.exit_code == 1
-    assert "round 1 not recorded" in result.stderr
+    assert "cannot be written" in result.stderr
     assert "No space left" in result.stderr
 
 

@@ -331,15 +331,15 @@ def test_one_client_that_raises_is_set_aside_and_told_about(
 
 
 def test_a_full_disk_is_answered_with_1(tiny, tmp_path, monkeypatch):
-    from fedunlearn.history import disk
+    from fedunlearn.history import append
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(disk, "write_segment", full)
+    monkeypatch.setattr(append, "write_segment", full)
     result = cli("run", tiny, "--out", tmp_path / "out")
     assert result.exit_code == 1
-    assert "round 1 not recorded: [Errno 28] No space left on device" in only_line(
+    assert "recording round 1 failed: [Errno 28] No space left on device" in only_line(
         result
     )
 

@@ -14,7 +14,7 @@ from fedunlearn.errors import (
     RequirementError,
     RunError,
 )
-from fedunlearn.history import InMemoryHistory
+from fedunlearn.history import Holdings, InMemoryHistory
 from fedunlearn.method import Chain, Requires, continue_training
 from simulations import Comparison, Scenario, compare, load_scenario
 from simulations.events import Event
@@ -270,7 +270,7 @@ def test_a_method_that_writes_to_the_trained_model_is_stopped(scenario):
 
 
 class KeepsLittle:
-    """An in-memory history that claims to have kept no update."""
+    """An in-memory history that kept no update and one broadcast."""
 
     def __init__(self, inner):
         self._inner = inner
@@ -279,18 +279,20 @@ class KeepsLittle:
         return getattr(self._inner, name)
 
     @property
-    def keeps(self):
-        return "none", "initial"
+    def holds(self):
+        return Holdings(broadcasts=frozenset(self._inner.rounds[:1]))
 
 
 @pytest.mark.parametrize(
     ("method", "lack"),
     [
-        (FedEraser(), r"updates of all \(kept: none\)"),
-        (Subtract(), r"updates of leavers \(kept: none\)"),
-        (Rollback(), r"all broadcasts \(kept: initial\)"),
-        (Needs(Requires(updates="all", broadcasts="all")), "updates of all .* and all"),
-        (Chain((Nothing(), FedEraser())), "updates of all"),
+        (FedEraser(), r"updates of rounds 1, 3 \(kept: none\)"),
+        (Subtract(), r"updates of rounds 1, 2, 3 \(kept: none\)"),
+        (
+            Needs(Requires(updates="all", broadcasts="all")),
+            r"updates .* and broadcasts of rounds 2, 3 \(kept: round 1\)",
+        ),
+        (Chain((Nothing(), FedEraser())), "updates of rounds 1, 3"),
     ],
 )
 def test_an_unmet_need_names_the_method_and_what_would_work(
@@ -306,7 +308,7 @@ def test_an_unmet_need_names_the_method_and_what_would_work(
     monkeypatch.setattr(Runs, "history", history)
     error = refused(scenario, {"mine": method}, RequirementError, lack)
     assert "method 'mine' needs" in str(error)
-    assert str(error).endswith("what works here: nothing, retrain, fine_tune")
+    assert str(error).endswith("what works here: nothing, retrain, rollback, fine_tune")
 
 
 def test_unmet_needs_are_found_before_any_method_runs(scenario, monkeypatch):

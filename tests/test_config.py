@@ -164,6 +164,7 @@ def test_the_command_line_wins_over_the_scenario_over_the_group_over_the_class(
         "interval": 7,
         "norm_scale": "interval",
         "calibration_ratio": 0.25,
+        "select": "all",
     }
     assert load_scenario(written(tmp_path, bare)).resolved["model"]["hidden"] == [9]
     assert load_scenario(written(tmp_path, own), ["fed_eraser.interval=3"]).resolved[
@@ -172,6 +173,7 @@ def test_the_command_line_wins_over_the_scenario_over_the_group_over_the_class(
         "interval": 3,
         "norm_scale": "stored",
         "calibration_ratio": 0.25,
+        "select": "all",
     }
 
 

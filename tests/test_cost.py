@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -21,7 +20,7 @@ from fedunlearn.errors import (
     RequirementError,
     RunError,
 )
-from fedunlearn.history import InMemoryHistory, RoundRecord, records
+from fedunlearn.history import Holdings, InMemoryHistory, RoundRecord, records
 from fedunlearn.method import Requires, continue_training
 from fedunlearn.schedule import TrainingSchedule
 from fedunlearn.testing import QuadraticClients, quadratic_federation
@@ -124,7 +123,8 @@ def test_a_metered_history_is_the_history():
     metered = MeteredHistory(inner)
     assert metered.rounds == inner.rounds
     assert metered.layout == inner.layout
-    assert metered.keeps == inner.keeps
+    assert metered.holds == inner.holds
+    assert metered.tip == inner.tip
     assert metered.rounds_of(2) == inner.rounds_of(2)
     for one, other in zip(records(metered), records(inner), strict=True):
         assert isinstance(one, RoundRecord)
@@ -179,32 +179,127 @@ def test_requirements_are_checked_before_anything_runs():
         run_unlearning(Method(never, clients=True), model, make({0, 1, 2}))
 
 
-class Thin(SimpleNamespace):
-    """A history that keeps less than everything."""
+class Thin:
+    """Rounds 1 to 5; client 1 took part in 2 and 4, client 2 in 3 only."""
 
-    rounds: ClassVar = (1,)
+    rounds: ClassVar = (1, 2, 3, 4, 5)
+
+    def __init__(self, **holds):
+        self.holds = Holdings(
+            **{k: frozenset(v) if isinstance(v, set) else v for k, v in holds.items()}
+        )
+
+    def rounds_of(self, client):
+        return {1: (2, 4), 2: (3,)}.get(client, ())
+
+
+ALL = {1, 2, 3, 4, 5}
 
 
 @pytest.mark.parametrize(
-    ("keeps", "needs", "unmet"),
+    ("holds", "needs", "unmet"),
     [
-        (("all", "all"), {"updates": "all", "broadcasts": "all"}, ()),
-        (("none", "none"), {}, ()),
-        (("none", "none"), {"clients": True}, ()),
         (
-            ("leavers", "initial"),
+            {"updates": ALL, "broadcasts": ALL},
+            {"updates": "all", "broadcasts": "all"},
+            (),
+        ),
+        ({}, {}, ()),
+        ({}, {"clients": True}, ()),
+        (
+            {"updates": {2, 4}, "broadcasts": {1}},
             {"updates": "all", "broadcasts": "all"},
             (
-                "updates of all (kept: leavers)",
-                "all broadcasts (kept: initial)",
+                "updates of rounds 1, 3, 5 (kept: rounds 2, 4)",
+                "broadcasts of rounds 2, 3, 4 and 1 more (kept: round 1)",
             ),
         ),
-        (("leavers", "all"), {"updates": "leavers", "broadcasts": "initial"}, ()),
-        (("none", "all"), {"updates": "leavers"}, ("updates of leavers (kept: none)",)),
+        ({"updates": {1, 3, 5}}, {"updates": "all", "interval": 2}, ()),
+        ({"updates": {1, 4}}, {"updates": "all", "interval": 3}, ()),
+        (
+            {"updates": {1, 3, 5}},
+            {"updates": "all", "interval": 3},
+            ("updates of round 4 (kept: rounds 1, 3, 5)",),
+        ),
+        ({"updates": {2, 4}, "broadcasts": {1}}, {"updates": "leavers"}, ()),
+        ({"broadcasts": {1}}, {"broadcasts": "initial"}, ()),
+        ({"broadcasts": {2}}, {"broadcasts": "first"}, ()),
+        (
+            {"broadcasts": {1, 3}},
+            {"broadcasts": "first"},
+            ("broadcasts of round 2 (kept: rounds 1, 3)",),
+        ),
+        (
+            {"broadcasts": ALL},
+            {"updates": "leavers"},
+            ("updates of rounds 2, 4 (kept: none)",),
+        ),
+        ({"sums_from": 1}, {"updates": "leavers", "sums": True}, ()),
+        ({"sums_from": 2}, {"updates": "leavers", "sums": True}, ()),
+        (
+            {"sums_from": 3},
+            {"updates": "leavers", "sums": True},
+            ("updates of rounds 2, 4 (kept: none)",),
+        ),
+        (
+            {"sums_from": 1},
+            {"updates": "leavers"},
+            ("updates of rounds 2, 4 (kept: none)",),
+        ),
+        ({"sensitivities": ALL}, {"sensitivities": True}, ()),
+        (
+            {"sensitivities": {1, 2, 3, 4}},
+            {"sensitivities": True},
+            ("sensitivities of round 5 (kept: rounds 1, 2, 3 and 1 more)",),
+        ),
     ],
 )
-def test_a_history_that_keeps_too_little_is_told_apart(keeps, needs, unmet):
-    assert Requires(**needs).unmet_by(Thin(keeps=keeps)) == unmet
+def test_a_history_that_holds_too_little_is_told_apart(holds, needs, unmet):
+    assert Requires(**needs).unmet_by(Thin(**holds), {1}) == unmet
+
+
+def test_what_is_needed_depends_on_who_leaves():
+    history = Thin(updates={3}, broadcasts={3})
+    needs = Requires(updates="leavers", broadcasts="first")
+    assert needs.unmet_by(history, {2}) == ()
+    assert len(needs.unmet_by(history, {1, 2})) == 2
+    assert needs.unmet_by(history, {7}) == ()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        ({}, {}, {}),
+        (
+            {"updates": "all", "interval": 4},
+            {"updates": "all", "interval": 6},
+            {"updates": "all", "interval": 2},
+        ),
+        (
+            {"updates": "all", "interval": 4},
+            {"broadcasts": "first"},
+            {"updates": "all", "interval": 4, "broadcasts": "first"},
+        ),
+        (
+            {"updates": "leavers", "sums": True},
+            {"updates": "leavers"},
+            {"updates": "leavers"},
+        ),
+        (
+            {"updates": "leavers", "sums": True},
+            {"sensitivities": True, "clients": True},
+            {
+                "updates": "leavers",
+                "sums": True,
+                "sensitivities": True,
+                "clients": True,
+            },
+        ),
+    ],
+)
+def test_two_needs_together(one, other, both):
+    assert Requires(**one) | Requires(**other) == Requires(**both)
+    assert Requires(**other) | Requires(**one) == Requires(**both)
 
 
 def test_an_empty_history_serves_only_who_needs_none_of_it():

@@ -154,7 +154,7 @@ def test_logits_of_many_examples_are_those_of_each_alone(prepared, models):
 def test_the_curve_starts_with_the_initial_model(prepared):
     from fedunlearn.client import client_app
     from fedunlearn.history import InMemoryHistory
-    from simulations.train import train
+    from simulations.train import Curve, train
     from strategies.directory import Directory
 
     evaluator = Evaluator(prepared)
@@ -165,7 +165,7 @@ def test_the_curve_starts_with_the_initial_model(prepared):
             grid,
             InMemoryHistory(prepared.task.layout),
             directory=Directory(),
-            evaluator=evaluator,
+            curve=Curve(evaluator, prepared.task.layout),
         )
     x, y = data_of(prepared, "test")
     curve = trained.accuracy_by_round

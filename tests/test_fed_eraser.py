@@ -62,7 +62,7 @@ def record(index, updates, sizes, broadcast=(0.0, 0.0)):
 def context(rounds, clients, forget, epochs=4.0):
     history = InMemoryHistory(LAYOUT)
     for one in rounds:
-        history.append(one)
+        history.append_round(one)
     return UnlearningContext(
         history=history,
         forget=frozenset(forget),

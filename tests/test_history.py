@@ -86,7 +86,7 @@ def test_a_new_history_is_empty(history):
 
 def test_a_round_comes_back_as_it_went_in(history):
     record = a_record()
-    history.append(record)
+    history.append_round(record)
     assert_same(history.round(1), record)
 
 
@@ -95,44 +95,44 @@ def test_awkward_floats_keep_their_bits(history):
     matrix[1, 0] = np.nan
     arrays_ = ArraysInMemory(np.array(AWKWARD, np.float32), matrix)
     record = a_record(clients=(1, 2), arrays=arrays_)
-    history.append(record)
+    history.append_round(record)
     assert_same(history.round(1), record)
 
 
 def test_strided_arrays_keep_their_values(history):
     matrix = np.asfortranarray(np.arange(15, dtype=np.float32).reshape(3, 5))
     model = np.arange(10, dtype=np.float32)[::2]
-    history.append(a_record(arrays=ArraysInMemory(model, matrix)))
+    history.append_round(a_record(arrays=ArraysInMemory(model, matrix)))
     assert history.round(1).updates.tolist() == matrix.tolist()
     assert history.round(1).broadcast.tolist() == [0, 2, 4, 6, 8]
 
 
 def test_a_round_in_which_nobody_answered_can_be_kept(history):
     record = a_record(clients=())
-    history.append(record)
+    history.append_round(record)
     assert_same(history.round(1), record)
     assert history.round(1).updates.shape == (0, 5)
 
 
 def test_rounds_are_appended_in_order_and_may_leave_gaps(history):
     for index in (1, 2, 5, 9):
-        history.append(a_record(index))
+        history.append_round(a_record(index))
     assert history.rounds == (1, 2, 5, 9)
     assert [r.index for r in records(history)] == [1, 2, 5, 9]
 
 
 @pytest.mark.parametrize("index", [0, -1, 1, 2])
 def test_a_round_that_does_not_follow_the_last_is_refused(history, index):
-    history.append(a_record(2))
+    history.append_round(a_record(2))
     with pytest.raises(HistoryError, match=f"round {index} cannot follow round 2"):
-        history.append(a_record(index, clients=(5,)))
+        history.append_round(a_record(index, clients=(5,)))
     assert history.rounds == (2,)
     assert_same(history.round(2), a_record(2))
 
 
 def test_an_unknown_round_is_named_with_the_span_that_is_known(history):
-    history.append(a_record(2))
-    history.append(a_record(4))
+    history.append_round(a_record(2))
+    history.append_round(a_record(4))
     with pytest.raises(
         HistoryError, match="round 3 was not recorded; the history holds rounds 2 to 4"
     ):
@@ -140,9 +140,9 @@ def test_an_unknown_round_is_named_with_the_span_that_is_known(history):
 
 
 def test_the_rounds_of_a_client_are_those_it_was_aggregated_in(history):
-    history.append(a_record(1, clients=(0, 3)))
-    history.append(a_record(2, clients=(3, 5)))
-    history.append(a_record(4, clients=(0, 5)))
+    history.append_round(a_record(1, clients=(0, 3)))
+    history.append_round(a_record(2, clients=(3, 5)))
+    history.append_round(a_record(4, clients=(0, 5)))
     assert history.rounds_of(0) == (1, 4)
     assert history.rounds_of(3) == (1, 2)
     assert history.rounds_of(99) == ()  # asked every time, never aggregated
@@ -151,7 +151,7 @@ def test_the_rounds_of_a_client_are_those_it_was_aggregated_in(history):
 def test_a_numpy_integer_is_as_good_an_id_as_a_python_one(history):
     """SQLite finds nothing under one: rollback then took the leaver for a stranger."""
     ids = tuple(np.arange(3))
-    history.append(a_record(np.int64(1), clients=ids, asked=ids))
+    history.append_round(a_record(np.int64(1), clients=ids, asked=ids))
     assert history.rounds_of(np.int64(2)) == (1,)
     assert history.rounds_of(2) == (1,)
     assert history.round(np.int64(1)).clients == (0, 1, 2)
@@ -159,8 +159,8 @@ def test_a_numpy_integer_is_as_good_an_id_as_a_python_one(history):
 
 
 def test_the_first_round_of_several_clients_is_the_earliest(history):
-    history.append(a_record(2, clients=(0, 3)))
-    history.append(a_record(4, clients=(3, 5)))
+    history.append_round(a_record(2, clients=(0, 3)))
+    history.append_round(a_record(4, clients=(3, 5)))
     assert first_round_of(history, {5}) == 4
     assert first_round_of(history, {3, 5}) == 2
     assert first_round_of(history, {1, 99}) is None
@@ -168,7 +168,7 @@ def test_the_first_round_of_several_clients_is_the_earliest(history):
 
 
 def test_updates_come_in_the_order_they_are_asked_for(history):
-    history.append(a_record())
+    history.append_round(a_record())
     record, whole = history.round(1), a_record().updates
     assert record.updates_of((7, 0)).tolist() == whole[[2, 0]].tolist()
     assert record.updates_of(()).shape == (0, 5)
@@ -176,7 +176,7 @@ def test_updates_come_in_the_order_they_are_asked_for(history):
 
 
 def test_a_client_that_is_not_in_the_round_is_named(history):
-    history.append(a_record())
+    history.append_round(a_record())
     for ask in (history.round(1).updates_of, history.round(1).examples_of):
         with pytest.raises(HistoryError, match="round 1 holds no update of client 99"):
             ask((0, 99))
@@ -185,14 +185,14 @@ def test_a_client_that_is_not_in_the_round_is_named(history):
 
 
 def test_shares_follow_example_counts_and_sum_to_one(history):
-    history.append(a_record(num_examples=np.array([10, 30, 60], np.int64)))
+    history.append_round(a_record(num_examples=np.array([10, 30, 60], np.int64)))
     shares = [history.round(1).share_of(c) for c in (0, 3, 7)]
     assert shares == pytest.approx([0.1, 0.3, 0.6])
     assert sum(shares) == pytest.approx(1)
 
 
 def test_nothing_can_be_written_through_a_record(history):
-    history.append(a_record())
+    history.append_round(a_record())
     record = history.round(1)
     for array in (record.broadcast, record.updates):
         with pytest.raises(ValueError, match="read-only"):
@@ -207,7 +207,7 @@ def test_rounds_can_be_appended_from_another_thread(history):
     def work():
         try:
             for index in (1, 2, 3):
-                history.append(a_record(index))
+                history.append_round(a_record(index))
         except Exception as error:  # noqa: BLE001
             failures.append(error)
 
@@ -248,7 +248,7 @@ def test_any_round_survives_closing_and_reopening(tmp_path_factory, matrix, data
     disk = DiskHistory.create(folder, LAYOUT)
     disk.append(record)
     disk.close()
-    reopened = DiskHistory(folder)
+    reopened = DiskHistory.open(folder)
     assert_same(reopened.round(record.index), record)
     reopened.close()
 
@@ -275,18 +275,18 @@ def segment(folder, index):
 
 @pytest.fixture
 def opened(folder):
-    history = DiskHistory(folder)
+    history = DiskHistory.open(folder)
     yield history
     history.close()
 
 
 def test_it_can_be_reopened_and_continued(folder):
-    history = DiskHistory(folder)
+    history = DiskHistory.open(folder)
     assert history.layout == LAYOUT
     assert history.rounds == (1, 2)
-    history.append(a_record(3))
+    history.append_round(a_record(3))
     history.close()
-    again = DiskHistory(folder)
+    again = DiskHistory.open(folder)
     for index in (1, 2, 3):
         assert_same(again.round(index), a_record(index))
     again.close()
@@ -323,14 +323,14 @@ def test_an_empty_history_takes_no_bytes(disk):
 def test_a_folder_that_holds_a_history_is_refused(folder):
     with pytest.raises(HistoryError, match="already holds a history"):
         DiskHistory.create(folder, LAYOUT)
-    history = DiskHistory(folder)
+    history = DiskHistory.open(folder)
     assert history.rounds == (1, 2)
     history.close()
 
 
 def test_a_folder_without_a_history_is_named(tmp_path):
     with pytest.raises(HistoryError, match=re.escape(f"{tmp_path} holds no history")):
-        DiskHistory(tmp_path)
+        DiskHistory.open(tmp_path)
 
 
 def flip_length(content):
@@ -372,7 +372,7 @@ def test_a_damaged_round_file_is_named_and_the_others_stay_readable(
 ):
     path = segment(folder, 1)
     path.write_bytes(damage(path.read_bytes()))
-    history = DiskHistory(folder)
+    history = DiskHistory.open(folder)
     request.addfinalizer(history.close)
     for read in (
         lambda: history.round(1).updates,
@@ -386,7 +386,7 @@ def test_a_damaged_round_file_is_named_and_the_others_stay_readable(
 
 def test_a_missing_round_file_is_named(folder, request):
     segment(folder, 2).unlink()
-    history = DiskHistory(folder)
+    history = DiskHistory.open(folder)
     request.addfinalizer(history.close)
     assert history.rounds == (1, 2)
     with pytest.raises(HistoryError, match=re.escape(str(segment(folder, 2)))):
@@ -415,7 +415,7 @@ def change_index(folder, *statements):
 def test_a_damaged_index_is_named_when_it_is_opened(folder, statement):
     change_index(folder, statement)
     with pytest.raises(HistoryError, match=r"index\.db is damaged"):
-        DiskHistory(folder)
+        DiskHistory.open(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 1000, b"SQLite format 3\0junk"])
@@ -424,12 +424,12 @@ def test_an_index_that_is_no_database_is_named(folder, content):
         leftover.unlink()
     (folder / "index.db").write_bytes(content)
     with pytest.raises(HistoryError, match=r"index\.db is damaged"):
-        DiskHistory(folder)
+        DiskHistory.open(folder)
 
 
 def test_an_index_that_breaks_later_is_named(folder, request):
     change_index(folder, "DROP TABLE rounds", "DROP TABLE updates")
-    history = DiskHistory(folder)
+    history = DiskHistory.open(folder)
     request.addfinalizer(history.close)
     for read in (
         lambda: history.rounds,
@@ -448,7 +448,7 @@ def test_a_newer_format_is_refused_even_if_its_layout_is_written_otherwise(folde
         "UPDATE meta SET value = 'binary' WHERE key = 'layout'",
     )
     with pytest.raises(HistoryError, match="has format 2, this version reads 1"):
-        DiskHistory(folder)
+        DiskHistory.open(folder)
 
 
 def refuse(*_args, **_kwargs):
@@ -489,11 +489,11 @@ def test_a_crash_between_file_and_row_leaves_no_round(folder):
     orphan = segment(folder, 3)
     orphan.write_bytes(save({"broadcast": np.zeros(1, np.float32)}))
     (folder / "rounds" / "000004.tmp").write_bytes(b"half")
-    history = DiskHistory(folder)
+    history = DiskHistory.open(folder)
     assert history.rounds == (1, 2)
     with pytest.raises(HistoryError, match="round 3 was not recorded"):
         history.round(3)
-    history.append(a_record(3))
+    history.append_round(a_record(3))
     assert_same(history.round(3), a_record(3))
     history.close()
 
@@ -532,7 +532,7 @@ def test_its_layout_survives_as_text_and_shapes(folder):
 
 
 def test_two_readers_see_what_one_writer_commits(opened, folder):
-    reader = DiskHistory(folder)
+    reader = DiskHistory.open(folder)
     opened.append(a_record(3))
     assert reader.rounds == (1, 2, 3)
     assert_same(reader.round(3), a_record(3))

@@ -106,9 +106,9 @@ def test_a_history_on_disk_gives_the_same_bits_as_one_in_memory(method, tmp_path
     ctx = context((LEAVER,))
     disk = DiskHistory.create(tmp_path, ctx.layout)
     for record in records(ctx.history):
-        disk.append(record)
+        disk.append_round(record)
     disk.close()
-    reopened = DiskHistory(tmp_path)
+    reopened = DiskHistory.open(tmp_path)
     from_disk = method.unlearn(model, replace(context((LEAVER,)), history=reopened))
     reopened.close()
     assert from_disk.tobytes() == method.unlearn(model, ctx).tobytes()

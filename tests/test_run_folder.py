@@ -52,7 +52,7 @@ def results(run):
     return json.loads((run[0] / "results.json").read_text())
 
 
-def test_the_folder_holds_the_files_of_the_issue_and_no_others(run):
+def test_the_folder_holds_the_files_of_a_run_and_no_others(run):
     out, _ = run
     assert {p.name for p in out.iterdir()} == {
         "config.yaml",
@@ -63,6 +63,8 @@ def test_the_folder_holds_the_files_of_the_issue_and_no_others(run):
         "report.html",
         "models",
         "history",
+        "parts",
+        "LOCK",
     }
 
 
@@ -91,6 +93,7 @@ def test_costs_have_the_names_of_the_issue():
         "server_seconds",
         "wall_seconds",
         "history_bytes",
+        "history_peak_bytes",
     }
 
 
@@ -210,7 +213,7 @@ def test_there_is_one_model_a_row_and_its_digest_is_the_rows(run, results):
 def test_the_histories_reopen_with_their_rounds(run, results):
     assert {p.name for p in (run[0] / "history").iterdir()} == {"seed-0", "seed-7"}
     for seed in (0, 7):
-        history = DiskHistory(run[0] / "history" / f"seed-{seed}")
+        history = DiskHistory.open(run[0] / "history" / f"seed-{seed}")
         try:
             assert history.rounds == (1, 2, 3)
             assert history.layout.size == 650
@@ -225,7 +228,7 @@ def test_the_histories_reopen_with_their_rounds(run, results):
 
 def test_the_history_leads_to_the_trained_model(run):
     """The last broadcast plus the last round's weighted mean is the final model."""
-    history = DiskHistory(run[0] / "history" / "seed-7")
+    history = DiskHistory.open(run[0] / "history" / "seed-7")
     try:
         last = history.round(3)
         weights = last.num_examples / last.num_examples.sum()
@@ -296,20 +299,20 @@ def test_a_place_that_cannot_be_written_is_a_config_error(where, tiny, tmp_path)
 def test_a_full_disk_during_recording_fails_the_run_and_says_so(
     tiny, tmp_path, monkeypatch
 ):
-    from fedunlearn.history import disk
+    from fedunlearn.history import append
 
-    write = disk.write_segment
+    write = append.write_segment
 
-    def full(path, record, *args):
-        if record.index == 2:
+    def full(files, path, place, *args):
+        if place.index == 2 and path.name.startswith("round"):
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, record, *args)
+        return write(files, path, place, *args)
 
-    monkeypatch.setattr(disk, "write_segment", full)
-    with pytest.raises(HistoryError, match=r"round 2 not recorded: .*No space left"):
+    monkeypatch.setattr(append, "write_segment", full)
+    with pytest.raises(HistoryError, match=r"recording round 2 failed: .*No space"):
         compare(load_scenario(tiny), out=tmp_path / "run")
     assert not (tmp_path / "run" / "results.json").exists()
-    history = DiskHistory(tmp_path / "run" / "history" / "seed-0")
+    history = DiskHistory.open(tmp_path / "run" / "history" / "seed-0")
     assert history.rounds == (1,)
     history.close()
 

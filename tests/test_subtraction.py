@@ -38,7 +38,7 @@ def record(index, updates, sizes, broadcast=(0.0, 0.0)):
 def context(rounds, forget, clients=3):
     history = InMemoryHistory(LAYOUT)
     for one in rounds:
-        history.append(one)
+        history.append_round(one)
     schedule = TrainingSchedule(seed=0, rounds=len(rounds), epochs=1)
     centres = tuple(np.zeros(2, np.float32) for _ in range(clients))
     staying = QuadraticClients(centres=centres, schedule=schedule)
@@ -156,9 +156,9 @@ def test_lazy_reads_the_leavers_updates_only():
 
 
 def test_what_it_requires_follows_its_settings():
-    assert Subtract().requires == Requires(updates="leavers")
+    assert Subtract().requires == Requires(updates="leavers", sums=True)
     assert Subtract(recovery_rounds=1).requires == Requires(
-        updates="leavers", clients=True
+        updates="leavers", sums=True, clients=True
     )
     assert Subtract(weighting="renormalised").requires == Requires(
         updates="all", broadcasts="initial"

@@ -1,16 +1,21 @@
 """What the server remembers about past rounds."""
 
 from fedunlearn.history.disk import DiskHistory
+from fedunlearn.history.erase import Erasure
+from fedunlearn.history.keys import forget_keys
 from fedunlearn.history.memory import InMemoryHistory
 from fedunlearn.history.record import (
     ArraysInMemory,
     Broadcasts,
     ClientId,
     Counts,
+    Holdings,
     Kept,
     RoundArrays,
     RoundRecord,
+    ServerState,
     SetAside,
+    Tip,
     UpdateHistory,
     first_round_of,
     records,
@@ -22,12 +27,17 @@ __all__ = [
     "ClientId",
     "Counts",
     "DiskHistory",
+    "Erasure",
+    "Holdings",
     "InMemoryHistory",
     "Kept",
     "RoundArrays",
     "RoundRecord",
+    "ServerState",
     "SetAside",
+    "Tip",
     "UpdateHistory",
     "first_round_of",
+    "forget_keys",
     "records",
 ]

@@ -1,206 +1,289 @@
-"""A history on disk: one safetensors file a round and an SQLite index.
+"""A history on disk: an append-only folder of rounds.
 
-A round exists if and only if its row exists: the file is written, synced and renamed
-before the row is committed. Updates are read through memory maps. Client ids are
-integers and never become part of a path.
+A round exists if and only if its row in the index exists: its file is written and
+synced before the row is committed. ``docs/history-format.md`` describes the files,
+``docs/reliability.md`` what is promised and how it is tested.
 """
 
-import json
-import sqlite3
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, final
+from types import TracebackType
+from typing import Self, final
+from uuid import uuid4
 
-import numpy as np
-
-from fedunlearn.errors import HistoryError
-from fedunlearn.history.memory import check_next, no_such_round
-from fedunlearn.history.record import (
-    Broadcasts,
-    ClientId,
-    Counts,
-    Kept,
-    RoundRecord,
-    SetAside,
+from fedunlearn.errors import HistoryError, RequestError
+from fedunlearn.history.append import append_round
+from fedunlearn.history.check import Finding, check_store
+from fedunlearn.history.closing import seal_index
+from fedunlearn.history.codecs import codec as read_codec
+from fedunlearn.history.erase import (
+    Erasure,
+    erase_clients,
+    finish_erasure,
+    remove_strays,
 )
-from fedunlearn.history.segment import ArraysOnDisk, write_segment
-from fedunlearn.params import Layout
-
-FORMAT = 1
-"""Version of the files this module writes and reads."""
-
-_TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE rounds (
-    round INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, asked TEXT NOT NULL,
-    set_aside TEXT NOT NULL);
-CREATE TABLE updates (
-    round INTEGER NOT NULL, client INTEGER NOT NULL, row INTEGER NOT NULL,
-    num_examples INTEGER NOT NULL, num_steps INTEGER NOT NULL,
-    num_samples INTEGER NOT NULL, PRIMARY KEY (round, client));
-CREATE INDEX updates_of_client ON updates (client, round);
-"""
+from fedunlearn.history.files import Files, RealFiles
+from fedunlearn.history.folder import create_store, open_store
+from fedunlearn.history.lineage import Trace, traces_of
+from fedunlearn.history.lock import Lock
+from fedunlearn.history.memory import no_such_round
+from fedunlearn.history.names import check_names
+from fedunlearn.history.record import (
+    ClientId,
+    Holdings,
+    RoundRecord,
+    ServerState,
+    Tip,
+)
+from fedunlearn.history.retention import retention as read_retention
+from fedunlearn.history.stats import HistoryStats, holdings, stats
+from fedunlearn.history.store import (
+    INDEX,
+    Settings,
+    Store,
+)
+from fedunlearn.history.stored_arrays import read_round
+from fedunlearn.history.thin import thin_round
+from fedunlearn.params import Layout, Vector
 
 
 @final
 class DiskHistory:
-    """An append-only folder of rounds.
+    """An append-only folder of rounds; made by :meth:`create` or :meth:`open`.
 
-    Args:
-        folder: A folder made by :meth:`create`.
-
-    Raises:
-        HistoryError: If the folder holds no history this version can read.
+    Use it in a ``with`` statement, or call :meth:`close`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        index = folder / "index.db"
-        if not index.is_file():
-            raise HistoryError(f"{folder} holds no history (no index.db)")
-        self._db = sqlite3.connect(index, check_same_thread=False)
-        try:
-            self._layout = self._read_layout()
-            self._db.execute("PRAGMA synchronous=FULL")
-        except (sqlite3.DatabaseError, KeyError, TypeError, ValueError) as error:
-            self._db.close()
-            raise HistoryError(f"{index} is damaged: {error}") from error
-        except HistoryError:
-            self._db.close()
-            raise
-
-    def _read_layout(self) -> Layout:
-        meta = dict(self._db.execute("SELECT key, value FROM meta"))
-        if int(meta["format"]) != FORMAT:
-            raise HistoryError(
-                f"{self._folder} has format {meta['format']}, "
-                f"this version reads {FORMAT}"
-            )
-        names, shapes = json.loads(meta["layout"])
-        return Layout(tuple(names), tuple(tuple(s) for s in shapes))
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
     @classmethod
-    def create(cls, folder: Path, layout: Layout) -> "DiskHistory":
-        """Make an empty history in ``folder``, which must not hold one yet."""
-        if (folder / "index.db").exists():
-            raise HistoryError(f"{folder} already holds a history")
-        (folder / "rounds").mkdir(parents=True, exist_ok=True)
-        with sqlite3.connect(folder / "index.db") as db:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.executescript(_TABLES)
-            db.executemany(
-                "INSERT INTO meta VALUES (?, ?)",
-                [
-                    ("format", str(FORMAT)),
-                    ("layout", json.dumps([layout.names, layout.shapes])),
-                ],
-            )
-        db.close()
-        return cls(folder)
+    def create(
+        cls,
+        folder: Path,
+        layout: Layout,
+        *,
+        sealed: bool = True,
+        codec: str = "float32",
+        retention: str = "all",
+        names: Mapping[ClientId, str] | None = None,
+        files: Files | None = None,
+    ) -> "DiskHistory":
+        """Make an empty history and open it for writing.
+
+        Args:
+            folder: Where; it must not hold a history yet.
+            layout: Names and shapes of the model's arrays.
+            sealed: Whether payloads are encrypted. Only a sealed history can erase.
+            codec: How updates are stored, such as ``float32`` or ``top_k:0.1``.
+            retention: What of them stays, such as ``all`` or ``every:2``.
+            names: Client id -> name, any text; for people only.
+            files: The disk; None takes the real one.
+
+        Raises:
+            HistoryError: If the folder holds a history or cannot be written.
+            RequestError: If codec, retention or a name is not allowed.
+        """
+        files = RealFiles() if files is None else files
+        chosen = (read_codec(codec), read_retention(retention))
+        settings = Settings(uuid4().hex, layout, *chosen, sealed)
+        create_store(folder, settings, check_names(names or {}), files)
+        return cls.open(folder, write=True, files=files)
+
+    @classmethod
+    def open(
+        cls, folder: Path, *, write: bool = False, files: Files | None = None
+    ) -> "DiskHistory":
+        """Open a history.
+
+        Args:
+            folder: A folder made by :meth:`create`.
+            write: Whether rounds will be appended. A writer is alone, and first ends
+                what a crash interrupted.
+            files: The disk; None takes the real one.
+
+        Raises:
+            HistoryError: If there is none, its format is another one, or another
+                process is writing.
+            DamagedError: If it is damaged.
+        """
+        if not (folder / INDEX).is_file():
+            raise HistoryError(f"{folder} holds no history (no {INDEX})")
+        lock = Lock(folder) if write else None
+        try:
+            store = open_store(folder, lock, files or RealFiles())
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+        history = cls(store)
+        if write:
+            try:
+                history._recover()
+            except BaseException:
+                history.close()
+                raise
+        return history
+
+    def _recover(self) -> None:
+        store = self._store
+        with store.changing("ending what a crash interrupted"):
+            store.key_files.settle(store.files)
+            finish_erasure(store)
+            remove_strays(store)
+        self._thin()
+
+    def _thin(self) -> None:
+        later = self._store.settings.retention.later(self)
+        for index, keep in later.items():
+            thin_round(self._store, index, keep)
 
     def close(self) -> None:
-        """Release the index; records that were handed out stay readable."""
-        self._db.close()
+        """Close it; records that were handed out stay readable."""
+        store = self._store
+        last = None if store.lock is None else store.index.last_entry()
+        store.index.close()
+        if store.lock is not None:
+            if last is not None and not store.failure:
+                with store.changing("closing"):
+                    place = (last.seq, last.hash)
+                    seal_index(store.folder, store.files, place, store.ring.store)
+            store.lock.release()
+            store.lock = None
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self._store.folder
 
     @property
     def layout(self) -> Layout:
         """Names and shapes of the recorded model's arrays."""
-        return self._layout
+        return self._store.settings.layout
 
     @property
     def rounds(self) -> tuple[int, ...]:
         """Indices of the recorded rounds, ascending."""
-        rows = self._select("SELECT round FROM rounds ORDER BY round")
-        return tuple(index for (index,) in rows)
+        return self._store.table.rounds()
 
     @property
-    def keeps(self) -> tuple[Kept, Broadcasts]:
-        """Everything."""
-        return "all", "all"
+    def clients(self) -> tuple[ClientId, ...]:
+        """Whose updates were recorded, ascending; erased clients are not among them."""
+        return self._store.table.clients()
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all round files, without the index."""
-        return sum(size for (size,) in self._select("SELECT bytes FROM rounds"))
+    def names(self) -> Mapping[ClientId, str]:
+        """Client id -> name, for those that have one."""
+        return self._store.index.names()
 
-    def append(self, record: RoundRecord) -> None:
-        """Commit a round.
+    @property
+    def withdrawn(self) -> frozenset[ClientId]:
+        """Clients that were erased and cannot be recorded again."""
+        return self._store.withdrawn
+
+    @property
+    def holds(self) -> Holdings:
+        """What there is to read, beside who took part when."""
+        return holdings(self._store)
+
+    @property
+    def tip(self) -> Tip | None:
+        """Where the federation stands, or None if nobody said."""
+        return self._store.tip()
+
+    def append_round(
+        self, record: RoundRecord, state: ServerState | None = None
+    ) -> None:
+        """Commit a round; when this returns, it survives a power loss.
+
+        Args:
+            record: The round.
+            state: The server after it: what :attr:`tip` returns from now on.
 
         Raises:
-            HistoryError: If its index is not larger than the last one's, or if the
-                disk refuses.
+            HistoryError: If its index is not larger than the last one's, a client was
+                erased, an array does not fit, or the disk refuses.
         """
-        check_next(record.index, self.rounds)
-        path = self._path(record.index)
-        try:
-            write_segment(path, record)
-            with self._db:
-                self._insert(record, path.stat().st_size)
-        except (OSError, sqlite3.Error) as error:
-            raise HistoryError(f"round {record.index} not recorded: {error}") from error
+        append_round(self._store, record, state)
+        self._thin()
 
     def round(self, index: int) -> RoundRecord:
-        """Return one round; its arrays are memory-mapped on first use."""
-        index = int(index)
-        heads = self._select(
-            "SELECT bytes, asked, set_aside FROM rounds WHERE round = ?", index
-        )
-        if not heads:
+        """Return one round; its arrays are read, and authenticated, on use."""
+        record = read_round(self._store, int(index))
+        if record is None:
             raise no_such_round(index, self.rounds)
-        head = heads[0]
-        clients, examples, steps, samples = self._participants(index)
-        return RoundRecord(
-            index=index,
-            clients=clients,
-            num_examples=examples,
-            num_steps=steps,
-            num_samples=samples,
-            asked=tuple(json.loads(head[1])),
-            set_aside=tuple(SetAside(*pair) for pair in json.loads(head[2])),
-            arrays=ArraysOnDisk(self._path(index), head[0]),
-        )
+        return record
 
     def rounds_of(self, client: ClientId) -> tuple[int, ...]:
         """Return the rounds in which the client's update was aggregated."""
-        rows = self._select(
-            "SELECT round FROM updates WHERE client = ? ORDER BY round", client
-        )
-        return tuple(index for (index,) in rows)
+        return self._store.table.rounds_of(client)
 
-    def _select(self, query: str, *values: int) -> list[Any]:
-        # SQLite matches no row with a NumPy integer, without a word: hence int().
-        try:
-            return self._db.execute(query, tuple(map(int, values))).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise HistoryError(
-                f"{self._folder / 'index.db'} is damaged: {error}"
-            ) from error
+    def sum_of(self, client: ClientId) -> Vector:
+        """Return the sum over rounds of the client's share times its update, ``(P,)``.
 
-    def _path(self, index: int) -> Path:
-        return self._folder / "rounds" / f"{index:06d}.safetensors"
+        Raises:
+            HistoryError: If no running sums are kept, or none of this client.
+        """
+        if not self._store.settings.retention.sums:
+            raise HistoryError("this history keeps no running sums")
+        sums = self._store.read_sums()
+        if client not in sums:
+            raise HistoryError(f"no running sum of client {client} is kept")
+        return sums[client]
 
-    def _participants(
-        self, index: int
-    ) -> tuple[tuple[ClientId, ...], Counts, Counts, Counts]:
-        rows = self._select(
-            "SELECT client, num_examples, num_steps, num_samples FROM updates"
-            " WHERE round = ? ORDER BY row",
-            index,
-        )
-        columns = np.array(rows, np.int64).reshape(-1, 4).T
-        return tuple(columns[0].tolist()), columns[1], columns[2], columns[3]
+    def erase(
+        self,
+        clients: Collection[ClientId],
+        state: ServerState | None = None,
+        reason: str = "withdrawal",
+    ) -> Erasure:
+        """Destroy what is recorded of clients; to be called after unlearning.
 
-    def _insert(self, record: RoundRecord, nbytes: int) -> None:
-        aside = [[s.client, s.reason] for s in record.set_aside]
-        asked = [int(client) for client in record.asked]
-        self._db.execute(
-            "INSERT INTO rounds VALUES (?, ?, ?, ?)",
-            (int(record.index), nbytes, json.dumps(asked), json.dumps(aside)),
-        )
-        counts = (record.num_examples, record.num_steps, record.num_samples)
-        self._db.executemany(
-            "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?)",
-            [
-                (int(record.index), int(client), row, *(int(c[row]) for c in counts))
-                for row, client in enumerate(record.clients)
-            ],
-        )
+        Args:
+            clients: Who. Those already erased are passed over.
+            state: The unlearned model. It is committed first; then every round since
+                the clients' first one is destroyed, because its models and everybody's
+                updates were computed from models the clients had contributed to. None
+                destroys the clients' own updates and keeps those rounds.
+            reason: For the log.
+
+        Raises:
+            RequestError: If the history is not sealed: its bytes can be deleted, but
+                nobody can promise that they are gone.
+            HistoryError: If the disk refuses; the erasure is finished at the next open.
+        """
+        if not self._store.settings.sealed:
+            raise RequestError(
+                f"{self.folder} is not sealed: there is no key to destroy; remove "
+                "the folder instead"
+            )
+        return erase_clients(self._store, clients, state, reason)
+
+    def check(self, *, read_data: bool = False) -> list[Finding]:
+        """Return what is wrong, most basic first.
+
+        Args:
+            read_data: Whether to read and authenticate every byte.
+        """
+        return list(check_store(self._store, read_data=read_data))
+
+    def traces_of(self, client: ClientId) -> tuple[Trace, ...]:
+        """Return every place where something derived from a client is."""
+        return traces_of(self._store, client)
+
+    def stats(self) -> HistoryStats:
+        """Return sizes and settings."""
+        return stats(self._store)

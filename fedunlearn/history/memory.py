@@ -1,23 +1,40 @@
-"""A history held in a list: the reference, and the choice for throw-away runs."""
+"""A history held in a list: the reference, and the choice for throw-away runs.
 
-from dataclasses import dataclass, field
+It keeps everything, unsealed, and is gone with the process.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from fedunlearn.errors import HistoryError
 from fedunlearn.history.record import (
-    Broadcasts,
+    ArraysInMemory,
     ClientId,
-    Kept,
+    Holdings,
     RoundRecord,
+    ServerState,
+    Tip,
 )
-from fedunlearn.params import Layout
+from fedunlearn.history.shares import add_shares
+from fedunlearn.params import Layout, Vector
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InMemoryHistory:
-    """Rounds in memory; gone with the process."""
+    """Rounds in memory.
+
+    Attributes:
+        layout: Names and shapes of the recorded model's arrays.
+        tip: Where the federation stands, or None if nobody said.
+    """
 
     layout: Layout
+    tip: Tip | None = None
     _records: dict[int, RoundRecord] = field(default_factory=dict, repr=False)
+    _withdrawn: frozenset[ClientId] = frozenset()
+    _peak_bytes: int = 0
 
     @property
     def rounds(self) -> tuple[int, ...]:
@@ -25,18 +42,58 @@ class InMemoryHistory:
         return tuple(self._records)
 
     @property
-    def keeps(self) -> tuple[Kept, Broadcasts]:
-        """Everything."""
-        return "all", "all"
+    def clients(self) -> tuple[ClientId, ...]:
+        """Whose updates were recorded, ascending."""
+        return tuple(sorted({c for r in self._records.values() for c in r.clients}))
 
-    def append(self, record: RoundRecord) -> None:
+    @property
+    def withdrawn(self) -> frozenset[ClientId]:
+        """Clients that were erased and cannot be recorded again."""
+        return self._withdrawn
+
+    @property
+    def holds(self) -> Holdings:
+        """Everything but running sums."""
+        everything = frozenset(self._records)
+        felt = [i for i, r in self._records.items() if r.sensitivities is not None]
+        vector_bytes = 4 * self.layout.size
+        return Holdings(
+            updates=frozenset(i for i, r in self._records.items() if not r.dropped),
+            some_updates=frozenset(i for i, r in self._records.items() if r.kept),
+            broadcasts=everything,
+            sensitivities=frozenset(felt),
+            update_bytes=vector_bytes,
+            broadcast_bytes=vector_bytes,
+            nbytes=self._nbytes,
+            peak_bytes=self._peak_bytes,
+        )
+
+    @property
+    def _nbytes(self) -> int:
+        vectors = sum(1 + len(r.kept) for r in self._records.values())
+        return 4 * self.layout.size * vectors
+
+    def append_round(
+        self, record: RoundRecord, state: ServerState | None = None
+    ) -> None:
         """Add a round.
 
+        Args:
+            record: The round.
+            state: The server after it.
+
         Raises:
-            HistoryError: If its index is not larger than the last one's.
+            HistoryError: If its index is not larger than the last one's or a client was
+                erased.
         """
-        check_next(record.index, self.rounds)
+        check_next(record.index, max(self.rounds[-1:] + _behind(self.tip), default=0))
+        if gone := sorted(self._withdrawn.intersection(record.clients)):
+            raise HistoryError(
+                f"client {gone[0]} was erased from this history and cannot be recorded"
+            )
         self._records[record.index] = record
+        self.tip = Tip(record.index, state or ServerState())
+        self._peak_bytes = max(self._peak_bytes, self._nbytes)
 
     def round(self, index: int) -> RoundRecord:
         """Return one round."""
@@ -48,11 +105,72 @@ class InMemoryHistory:
         """Return the rounds in which the client's update was aggregated."""
         return tuple(i for i, r in self._records.items() if client in r.clients)
 
+    def sum_of(self, client: ClientId) -> Vector:
+        """Return the sum over rounds of the client's share times its update, ``(P,)``.
 
-def check_next(index: int, rounds: tuple[int, ...]) -> None:
-    """Raise HistoryError unless ``index`` continues ``rounds``."""
-    if index < 1 or (rounds and index <= rounds[-1]):
-        last = rounds[-1] if rounds else 0
+        Raises:
+            HistoryError: If the client never took part.
+        """
+        sums: dict[ClientId, Vector] = {}
+        for index in self.rounds_of(client):
+            sums = add_shares(sums, self._records[index])
+        if client not in sums:
+            raise HistoryError(f"no running sum of client {client} is kept")
+        return sums[client]
+
+    def erase(
+        self,
+        clients: Collection[ClientId],
+        state: ServerState | None = None,
+        reason: str = "withdrawal",
+    ) -> None:
+        """Forget clients, as :meth:`DiskHistory.erase` does.
+
+        Args:
+            clients: Who.
+            state: The unlearned model; with it, every round since the clients' first
+                one goes. None drops their own updates only.
+            reason: Not kept.
+        """
+        del reason
+        gone = frozenset(clients)
+        firsts = [own[0] for c in gone if (own := self.rounds_of(c))]
+        for index in [i for i in self.rounds if firsts and i >= min(firsts)]:
+            if state is not None:
+                del self._records[index]
+            else:
+                self._records[index] = _without(self._records[index], gone)
+        if state is not None:
+            last = max((*self.rounds[-1:], *_behind(self.tip)), default=0)
+            self.tip = Tip(last, state)
+        self._withdrawn |= gone
+
+
+def _behind(tip: Tip | None) -> tuple[int, ...]:
+    return () if tip is None else (tip.round,)
+
+
+def _without(record: RoundRecord, gone: frozenset[ClientId]) -> RoundRecord:
+    stays = [at for at, client in enumerate(record.clients) if client not in gone]
+    felt = record.sensitivities
+    return replace(
+        record,
+        clients=tuple(record.clients[at] for at in stays),
+        num_examples=record.num_examples[stays],
+        num_steps=record.num_steps[stays],
+        num_samples=record.num_samples[stays],
+        sensitivities=None if felt is None else felt[stays],
+        asked=tuple(c for c in record.asked if c not in gone),
+        set_aside=tuple(s for s in record.set_aside if s.client not in gone),
+        arrays=ArraysInMemory(
+            np.array(record.broadcast), record.updates[stays], record.arrays.state()
+        ),
+    )
+
+
+def check_next(index: int, last: int) -> None:
+    """Raise HistoryError unless ``index`` continues a history that ends at ``last``."""
+    if index < 1 or index <= last:
         raise HistoryError(
             f"round {index} cannot follow round {last}: a history only grows"
         )

@@ -1,6 +1,6 @@
 """What one round leaves behind, and the protocol of a sequence of rounds."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedunlearn.errors import HistoryError
-from fedunlearn.params import Layout, Matrix, Vector
+from fedunlearn.params import Array, Layout, Matrix, Vector
 
 ClientId = int
 """A client's partition id, from 0: stable over rounds and runs, unlike a node id."""
@@ -17,13 +17,45 @@ Counts = npt.NDArray[np.int64]
 """One non-negative integer per client of a round, shape ``(K,)``."""
 
 Kept = Literal["none", "leavers", "all"]
-"""Whose updates are kept or needed."""
-Broadcasts = Literal["none", "initial", "all"]
-"""Which of the models sent out are kept or needed."""
+"""Whose updates are needed."""
+Broadcasts = Literal["none", "initial", "first", "all"]
+"""Which of the models sent out are needed: none, the very first, the one the leavers
+first received as well, or all."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """What the server needs, beside its clients, to go on from where it stands.
+
+    Attributes:
+        arrays: The global model as it is sent, name -> array of any dtype.
+        rule: State of the server rule, such as a momentum; empty for an average.
+        random: State of Python's generator as JSON, or "" if it plays no part.
+    """
+
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    rule: Mapping[str, Array] = field(default_factory=dict)
+    random: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tip:
+    """Where a federation stands: what training goes on from.
+
+    Attributes:
+        round: The last round that is behind it; 0 before the first.
+        state: The server after that round.
+    """
+
+    round: int
+    state: ServerState
 
 
 class RoundArrays(Protocol):
-    """The heavy part of a round; read only when asked for."""
+    """The heavy part of a round; read only when asked for.
+
+    Everything raises HistoryError where it is not held (any more) or damaged.
+    """
 
     def broadcast(self) -> Vector:
         """Return the model sent out, shape ``(P,)``."""
@@ -37,6 +69,10 @@ class RoundArrays(Protocol):
         """Return the updates at ``positions``, shape ``(len(positions), P)``."""
         ...
 
+    def state(self) -> ServerState:
+        """Return the server's state when the round began, as far as it has one."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ArraysInMemory:
@@ -44,6 +80,7 @@ class ArraysInMemory:
 
     model: Vector
     matrix: Matrix
+    server: ServerState = field(default_factory=ServerState)
 
     def broadcast(self) -> Vector:
         """Return the model sent out."""
@@ -56,6 +93,10 @@ class ArraysInMemory:
     def rows(self, positions: Sequence[int]) -> Matrix:
         """Return some updates."""
         return self.matrix[list(positions)]
+
+    def state(self) -> ServerState:
+        """Return the server's state when the round began."""
+        return self.server
 
 
 def _read_only(array: Matrix) -> Matrix:
@@ -89,6 +130,11 @@ class RoundRecord:
         num_samples: Examples each passed through its model, ``(K,)``; 0 likewise.
         asked: Who was asked, ascending; a superset of ``clients``.
         set_aside: Replies that were refused, with the reason.
+        dropped: Those of ``clients`` whose update is not held (any more).
+        sensitivities: How far the new model would lie from itself without each client,
+            ``||Agg(I) - Agg(I without k)||_2``, shape ``(K,)``; None if not recorded.
+        loss: Mean training loss the clients reported, weighted by examples, or None.
+        seconds: Wall-clock seconds the round took.
         arrays: Where the broadcast and the updates are.
     """
 
@@ -99,12 +145,21 @@ class RoundRecord:
     num_samples: Counts
     asked: tuple[ClientId, ...]
     set_aside: tuple[SetAside, ...] = ()
+    dropped: frozenset[ClientId] = frozenset()
+    sensitivities: npt.NDArray[np.float64] | None = None
+    loss: float | None = None
+    seconds: float = 0.0
     arrays: RoundArrays = field(repr=False)
 
     @property
     def broadcast(self) -> Vector:
         """The model sent out at the start of the round, shape ``(P,)``."""
         return self.arrays.broadcast()
+
+    @property
+    def kept(self) -> tuple[ClientId, ...]:
+        """The clients whose update is held, ascending."""
+        return tuple(c for c in self.clients if c not in self.dropped)
 
     @property
     def updates(self) -> Matrix:
@@ -133,6 +188,33 @@ class RoundRecord:
         return [where[client] for client in clients]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdings:
+    """What can be read from a history.
+
+    Attributes:
+        updates: Rounds whose updates are all held.
+        some_updates: Rounds of which at least one update is held.
+        broadcasts: Rounds whose broadcast is held.
+        sums_from: First round that the running sums include; None if there are none.
+        sensitivities: Rounds whose sensitivities are held.
+        update_bytes: Stored bytes of one update.
+        broadcast_bytes: Stored bytes of one broadcast.
+        nbytes: Stored bytes of all broadcasts, updates and running sums.
+        peak_bytes: The most these ever were.
+    """
+
+    updates: frozenset[int] = frozenset()
+    some_updates: frozenset[int] = frozenset()
+    broadcasts: frozenset[int] = frozenset()
+    sums_from: int | None = None
+    sensitivities: frozenset[int] = frozenset()
+    update_bytes: int = 0
+    broadcast_bytes: int = 0
+    nbytes: int = 0
+    peak_bytes: int = 0
+
+
 class UpdateHistory(Protocol):
     """Read-only, lazy sequence of rounds, addressed by round index and client id."""
 
@@ -147,8 +229,8 @@ class UpdateHistory(Protocol):
         ...
 
     @property
-    def keeps(self) -> tuple[Kept, Broadcasts]:
-        """Whose updates and which broadcasts every recorded round holds."""
+    def holds(self) -> "Holdings":
+        """What there is to read, beside who took part when."""
         ...
 
     def round(self, index: int) -> RoundRecord:
@@ -161,6 +243,19 @@ class UpdateHistory(Protocol):
 
     def rounds_of(self, client: ClientId) -> tuple[int, ...]:
         """Return the rounds in which the client's update was aggregated."""
+        ...
+
+    @property
+    def tip(self) -> Tip | None:
+        """Where the federation stands, or None if nobody said."""
+        ...
+
+    def sum_of(self, client: ClientId) -> Vector:
+        """Return the sum over rounds of the client's share times its update, ``(P,)``.
+
+        Raises:
+            HistoryError: If no running sums are held (see ``holds.sums_from``).
+        """
         ...
 
 

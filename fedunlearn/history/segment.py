@@ -1,82 +1,198 @@
-"""The file of one round: a safetensors file with ``broadcast`` and ``updates``."""
+"""Reads a file of a history: nothing that was not authenticated leaves it."""
 
+import hmac
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from cryptography.exceptions import InvalidTag
 
-from fedunlearn.errors import HistoryError
-from fedunlearn.history.record import RoundRecord
-from fedunlearn.params import Matrix, Vector
+from fedunlearn.errors import DamagedError
+from fedunlearn.history.record import ClientId
+from fedunlearn.history.seal import (
+    SEAL_BYTES,
+    TAG_BYTES,
+    Bytes,
+    Keys,
+    Place,
+    Written,
+    mac,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class ArraysOnDisk:
-    """The heavy part of a round in its safetensors file."""
+class StoredPart:
+    """One matrix of a file that was opened.
+
+    Attributes:
+        name: As in :class:`Part`.
+        dtype: Its safetensors dtype.
+        owners: Whose bytes each row is.
+        offset: Where in the file the first row begins.
+        width: Bytes of a row.
+        first_tag: Number of its first row among all rows of the file.
+    """
+
+    name: str
+    dtype: str
+    owners: tuple[ClientId | None, ...]
+    offset: int
+    width: int
+    first_tag: int
+
+    def row_of(self, owner: ClientId | None) -> int:
+        """Return the row of an owner, who must have one."""
+        return self.owners.index(owner)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A file that was opened: header, tags and seal are authentic, rows not yet read.
+
+    Attributes:
+        path: The file.
+        place: Where it belongs.
+        parts: Name -> matrix.
+        facts: All metadata.
+        raw: The bytes, memory-mapped.
+        tags: 16 bytes a row.
+        seal: The MAC of header and tags.
+    """
 
     path: Path
-    nbytes: int
+    place: Place
+    parts: Mapping[str, StoredPart]
+    facts: Mapping[str, str]
+    raw: Bytes
+    tags: bytes
+    seal: bytes
 
-    def broadcast(self) -> Vector:
-        """Map the model sent out."""
-        return self._map("broadcast")
+    @property
+    def written(self) -> Written:
+        """The file as the index refers to it."""
+        return Written(self.path.name, self.raw.size, self.seal.hex())
 
-    def updates(self) -> Matrix:
-        """Map all updates."""
-        return self._map("updates")
+    def rows(self, part: str, wanted: Sequence[int], keys: Keys) -> Bytes:
+        """Return rows of a part in the clear, shape ``(len(wanted), B)``.
 
-    def rows(self, positions: Sequence[int]) -> Matrix:
-        """Read some updates."""
-        return self._map("updates")[list(positions)]
+        All rows of a part that is not encrypted are a view of the map.
 
-    def _map(self, tensor: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        Raises:
+            DamagedError: If a row is not what was written.
+            HistoryError: If its key was destroyed.
+        """
+        stored = self.parts[part]
+        everything = list(wanted) == list(range(len(stored.owners)))
+        matrix = self.matrix(part)
+        if not self.place.sealed:
+            for row in wanted:
+                self._open_row(stored, row, keys, None)
+            return matrix if everything else matrix[list(wanted)]
+        out = np.empty((len(wanted), stored.width), np.uint8)
+        for target, row in zip(out, wanted, strict=True):
+            self._open_row(stored, row, keys, target)
+        return out
+
+    def matrix(self, part: str) -> Bytes:
+        """Return a part's rows as they are stored, read-only, shape ``(n, B)``."""
+        stored = self.parts[part]
+        count = len(stored.owners)
+        end = stored.offset + count * stored.width
+        return self.raw[stored.offset : end].reshape(count, stored.width)
+
+    def tag(self, stored: StoredPart, row: int) -> bytes:
+        """Return a row's tag."""
+        at = (stored.first_tag + row) * TAG_BYTES
+        return self.tags[at : at + TAG_BYTES]
+
+    def _open_row(
+        self, stored: StoredPart, row: int, keys: Keys, target: Bytes | None
+    ) -> None:
+        owner, begin = stored.owners[row], stored.offset + row * stored.width
+        data = self.raw[begin : begin + stored.width]
+        opener = self.place.cipher(keys, stored.name, owner).decryptor()
+        opener.authenticate_additional_data(self.place.bound(stored.name, owner))
+        if target is None:
+            opener.authenticate_additional_data(data.data)
+        else:
+            opener.update_into(data.data, target.data)
         try:
-            size = self.path.stat().st_size
-            if size != self.nbytes:
-                raise HistoryError(
-                    f"{self.path} has {size} bytes, {self.nbytes} were recorded"
-                )
-            offset, shape = self._place(tensor)
-            return np.memmap(self.path, np.float32, "r", offset, shape)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise HistoryError(f"{self.path} is damaged: {error}") from error
-
-    def _place(self, tensor: str) -> tuple[int, tuple[int, ...]]:
-        with self.path.open("rb") as file:
-            header_size = int.from_bytes(file.read(8), "little")
-            if header_size > self.nbytes:
-                raise ValueError(f"it announces a header of {header_size} bytes")
-            entry = json.loads(file.read(header_size))[tensor]
-        if entry["dtype"] != "F32":
-            raise ValueError(f"{tensor} is {entry['dtype']}, not F32")
-        return 8 + header_size + entry["data_offsets"][0], tuple(entry["shape"])
+            opener.finalize_with_tag(self.tag(stored, row))
+        except InvalidTag as error:
+            raise DamagedError.of(
+                f"its {stored.name} are not what was recorded",
+                self.path,
+                round_index=self.place.index,
+                client=owner,
+                offset=begin,
+            ) from error
 
 
-def write_segment(path: Path, record: RoundRecord) -> None:
-    """Write the round's file so that it is complete whenever it has its name.
+def open_segment(
+    path: Path, store: str, keys: Keys, expected: Written | None = None
+) -> Segment:
+    """Map a file and authenticate its header and tags.
+
+    Args:
+        path: The file.
+        store: The history's id.
+        keys: The keys.
+        expected: What the index says about it; None takes any file of the store.
 
     Raises:
-        HistoryError: If an array is not float32.
+        DamagedError: If it is not the file that was written.
     """
-    from safetensors.numpy import save
-
-    arrays = {"broadcast": record.broadcast, "updates": record.updates}
-    for name, array in arrays.items():
-        if array.dtype != np.float32:
-            raise HistoryError(f"{name} must be float32, got {array.dtype}")
-    # safetensors writes a strided array's buffer in its own order, without a word.
-    payload = save({n: np.ascontiguousarray(a) for n, a in arrays.items()})
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        raw = np.memmap(path, np.uint8, "r")
+    except (OSError, ValueError) as error:
+        raise DamagedError.of(str(error), path) from error
+    if expected is not None and raw.size != expected.nbytes:
+        raise DamagedError.of(
+            f"it has {raw.size} bytes, {expected.nbytes} were recorded", path
+        )
+    try:
+        segment = _parse(path, raw)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError.of(f"its header is unreadable: {error}", path) from error
+    header = raw[: _header_end(raw)].tobytes()
+    honest = hmac.compare_digest(mac(keys.store, header, segment.tags), segment.seal)
+    if not honest or (expected is not None and segment.written != expected):
+        raise DamagedError.of("its header or tags are not what was recorded", path)
+    if segment.place.store != store:
+        raise DamagedError.of("it belongs to another history", path)
+    return segment
+
+
+def _header_end(raw: Bytes) -> int:
+    return 8 + int.from_bytes(raw[:8].tobytes(), "little")
+
+
+def _parse(path: Path, raw: Bytes) -> Segment:
+    start = _header_end(raw)
+    if start > raw.size:
+        raise ValueError(f"it announces {start} bytes")
+    fields = json.loads(raw[8:start].tobytes())
+    facts = fields.pop("__metadata__")
+    owners = json.loads(facts["owners"])
+    parts, first_tag = {}, 0
+    for name, whose in owners.items():
+        begin, end = fields[name]["data_offsets"]
+        width = (end - begin) // len(whose) if whose else 0
+        parts[name] = StoredPart(
+            name, fields[name]["dtype"], tuple(whose), start + begin, width, first_tag
+        )
+        first_tag += len(whose)
+    begin, end = (start + at for at in fields["tags"]["data_offsets"])
+    if end + SEAL_BYTES != raw.size:
+        raise ValueError(f"it should have {end + SEAL_BYTES} bytes")
+    place = Place(
+        facts["store"],
+        int(facts["generation"]),
+        int(facts["round"]),
+        facts["salt"],
+        facts["sealed"] == "true",
+    )
+    tags, seal = raw[begin:end].tobytes(), raw[end:].tobytes()
+    return Segment(path, place, parts, facts, raw, tags, seal)

@@ -164,7 +164,7 @@ def quadratic_federation(
         if not cohort:
             continue
         updates = clients.train(model, cohort, round_index=index)
-        history.append(_record(index, updates))
+        history.append_round(_record(index, updates))
         model = server.step(updates)
 
     def context(forget: Collection[ClientId], rng_seed: int = 0) -> UnlearningContext:

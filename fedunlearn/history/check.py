@@ -1,0 +1,187 @@
+"""Looks for damage: what is there against what was recorded."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedunlearn.errors import DamagedError, HistoryError
+from fedunlearn.history.append import record_facts
+from fedunlearn.history.closing import check_index
+from fedunlearn.history.log import Entry, faults
+from fedunlearn.history.record import ClientId
+from fedunlearn.history.round_table import KEPT_ALL, KEPT_NONE, KEPT_SOME, Head
+from fedunlearn.history.seal import Written
+from fedunlearn.history.segment import Segment
+from fedunlearn.history.store import SEGMENTS, Store
+from fedunlearn.history.stored_arrays import read_round
+
+_OWNER_ONLY = 0o077
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be.
+
+    Attributes:
+        what: A sentence.
+        damage: Whether something recorded is lost; otherwise it is a leftover that the
+            next writer removes.
+        file: Where.
+        round: Of which round, or None.
+        client: Whose bytes, or None.
+        offset: Where in the file, or None.
+    """
+
+    what: str
+    damage: bool
+    file: Path
+    round: int | None = None
+    client: ClientId | None = None
+    offset: int | None = None
+
+    @classmethod
+    def of(cls, error: DamagedError, round_index: int | None = None) -> "Finding":
+        """Return the finding an error stands for."""
+        place = error.file or Path()
+        where = error.round if error.round is not None else round_index
+        return cls(str(error), True, place, where, error.client, error.offset)
+
+
+def check_store(store: Store, *, read_data: bool) -> Iterator[Finding]:
+    """Yield what is wrong with an open history, most basic first.
+
+    Args:
+        store: The history.
+        read_data: Whether to read and authenticate every row of every file; otherwise
+            only their sizes, headers and tags.
+    """
+    yield from check_index_and_log(store)
+    yield from _check_keys(store)
+    heads = store.table.heads()
+    for head in heads:
+        yield from _check_round(store, head, read_data)
+    tip = store.tip_file
+    if tip is not None and tip.written is not None:
+        yield from _check_file(store, tip.written, tip.round + 1, read_data)
+    yield from _check_folder(store, heads)
+
+
+def check_index_and_log(store: Store) -> Iterator[Finding]:
+    """Yield what is wrong with the index, whatever the files are."""
+    yield from _check_index(store)
+    yield from _check_log(store)
+
+
+def _check_index(store: Store) -> Iterator[Finding]:
+    path = store.index.path
+    try:
+        check_index(store.index, store.ring.store)
+        for (answer,) in store.index.select("PRAGMA integrity_check"):
+            if answer != "ok":
+                yield Finding(f"{path} is damaged: {answer}", True, path)
+    except DamagedError as error:
+        yield Finding.of(error)
+
+
+def _check_keys(store: Store) -> Iterator[Finding]:
+    for key_file in (store.key_files.ring_path, store.key_files.outer_path):
+        if key_file.stat().st_mode & _OWNER_ONLY:
+            yield Finding(f"{key_file} can be read by others", True, key_file)
+    if store.index.meta("pending"):
+        what = f"{store.folder} holds an erasure that is not finished"
+        yield Finding(what, False, store.folder)
+
+
+def _check_log(store: Store) -> Iterator[Finding]:
+    """Compare the log with itself and with the rows it speaks of."""
+    path, entries = store.index.path, store.index.log()
+    for fault in faults(entries):
+        yield Finding(f"{path} is damaged: {fault}", True, path)
+    expected = _expected_rounds(entries)
+    found = {
+        h.index: h.written.seal if h.written else None for h in store.table.heads()
+    }
+    for index in sorted(expected.keys() | found.keys()):
+        if index not in found:
+            what = "its row is gone"
+        elif index not in expected:
+            what = "no log entry speaks of it"
+        elif (expected[index] or None) != found[index]:
+            what = "its file is not the one the log speaks of"
+        else:
+            continue
+        yield Finding(f"{path} is damaged (round {index}): {what}", True, path, index)
+
+
+def _expected_rounds(entries: list[Entry]) -> dict[int, str | None]:
+    """Return round -> seal of its file as the log has it."""
+    rounds: dict[int, str | None] = {}
+    for entry in entries:
+        fields = json.loads(entry.body)
+        if fields["type"] in ("round", "lost") or (
+            fields["type"] == "thin" and fields["round"] in rounds
+        ):
+            rounds[fields["round"]] = fields["seal"]
+        elif fields["type"] == "erased":
+            for index in fields["rounds"]:
+                rounds.pop(index, None)
+    return rounds
+
+
+def _check_round(store: Store, head: Head, read_data: bool) -> Iterator[Finding]:
+    rows = store.table.participants(head.index).rows
+    held = sum(row is not None for row in rows)
+    kept = KEPT_ALL if held == len(rows) else KEPT_SOME if held else KEPT_NONE
+    if kept != head.kept:
+        path = store.index.path
+        what = f"{path} is damaged (round {head.index}): it miscounts its updates"
+        yield Finding(what, True, path, head.index)
+    if head.written is not None:
+        yield from _check_file(store, head.written, head.index, read_data)
+
+
+def _check_file(
+    store: Store, written: Written, index: int, read_data: bool
+) -> Iterator[Finding]:
+    try:
+        segment = store.open_file(written)
+    except DamagedError as error:
+        yield Finding.of(error, index)
+        return
+    if "record" in segment.facts and _facts_differ(store, segment, index):
+        what = f"{store.index.path} is damaged (round {index}): its rows are others"
+        yield Finding(what, True, store.index.path, index)
+    if segment.place.index != index:
+        odd = DamagedError.of("it is of another round", segment.path)
+        yield Finding.of(odd, index)
+    if read_data:
+        yield from _check_rows(store, segment)
+
+
+def _facts_differ(store: Store, segment: Segment, index: int) -> bool:
+    record = read_round(store, index)
+    return record is None or record_facts(record) != segment.facts["record"]
+
+
+def _check_rows(store: Store, segment: Segment) -> Iterator[Finding]:
+    for part in segment.parts.values():
+        for row in range(len(part.owners)):
+            try:
+                segment.rows(part.name, [row], store.keys)
+            except DamagedError as error:
+                yield Finding.of(error)
+            except HistoryError as error:  # its key is gone: an unfinished erasure
+                yield Finding(str(error), False, segment.path, segment.place.index)
+
+
+def _check_folder(store: Store, heads: list[Head]) -> Iterator[Finding]:
+    known = {head.written.name for head in heads if head.written}
+    tip = store.tip_file
+    if tip is not None and tip.written is not None:
+        known.add(tip.written.name)
+    for entry in sorted(os.scandir(store.folder / SEGMENTS), key=lambda e: e.name):
+        if entry.name not in known:
+            path = Path(entry.path)
+            yield Finding(f"{path} belongs to no recorded round", False, path)

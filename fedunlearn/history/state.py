@@ -1,0 +1,52 @@
+"""A server's state as bytes: safetensors, so that nothing in it can run."""
+
+import numpy as np
+
+from fedunlearn.errors import HistoryError
+from fedunlearn.history.record import ServerState
+from fedunlearn.history.seal import Bytes
+from fedunlearn.params import Array
+
+_RANDOM = "random"
+
+
+def pack_state(state: ServerState) -> Bytes:
+    """Return the state as bytes, shape ``(1, n)``; no byte for an empty one."""
+    from safetensors.numpy import save
+
+    named: dict[str, Array] = {f"arrays/{n}": a for n, a in state.arrays.items()}
+    named |= {f"rule/{n}": a for n, a in state.rule.items()}
+    if state.random:
+        named[_RANDOM] = np.frombuffer(state.random.encode("ascii"), np.uint8)
+    if not named:
+        return np.empty((1, 0), np.uint8)
+    # safetensors writes a strided array's buffer in its own order, without a word.
+    plain = {name: np.asarray(array, order="C") for name, array in named.items()}
+    return np.frombuffer(save(plain), np.uint8)[None]
+
+
+def unpack_state(data: Bytes) -> ServerState:
+    """Return the state that bytes of :func:`pack_state` stand for."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    if not data.size:
+        return ServerState()
+    try:
+        named = load(data.tobytes())
+    except SafetensorError as error:
+        raise HistoryError(f"a server's state is unreadable: {error}") from error
+    random = named.pop(_RANDOM, np.empty(0, np.uint8))
+    return ServerState(
+        arrays=_below("arrays/", named),
+        rule=_below("rule/", named),
+        random=random.tobytes().decode("ascii"),
+    )
+
+
+def _below(prefix: str, named: dict[str, Array]) -> dict[str, Array]:
+    return {
+        name.removeprefix(prefix): array
+        for name, array in named.items()
+        if name.startswith(prefix)
+    }

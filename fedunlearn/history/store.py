@@ -1,0 +1,249 @@
+"""What all operations of a history on disk share: folder, index, keys, settings."""
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedunlearn.errors import HistoryError
+from fedunlearn.history.codecs import Codec
+from fedunlearn.history.codecs import codec as read_codec
+from fedunlearn.history.files import Files, SyncError
+from fedunlearn.history.index import FORMAT, Index
+from fedunlearn.history.keys import KeyFiles, KeyRing
+from fedunlearn.history.lock import Lock
+from fedunlearn.history.record import ClientId, ServerState, Tip
+from fedunlearn.history.retention import Retention
+from fedunlearn.history.retention import retention as read_retention
+from fedunlearn.history.round_table import RoundTable
+from fedunlearn.history.seal import Keys, Place, Written, new_salt
+from fedunlearn.history.segment import Segment, open_segment
+from fedunlearn.history.state import unpack_state
+from fedunlearn.params import Layout, Vector
+
+INDEX, SEGMENTS = "index.db", "segments"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is fixed when a history is created.
+
+    Attributes:
+        store: A random id.
+        layout: Names and shapes of the model's arrays.
+        codec: How updates are stored.
+        retention: What of them stays.
+        sealed: Whether payloads are encrypted.
+    """
+
+    store: str
+    layout: Layout
+    codec: Codec
+    retention: Retention
+    sealed: bool
+
+    def to_json(self) -> str:
+        """Return the settings as text."""
+        return json.dumps(
+            {
+                "store": self.store,
+                "layout": [self.layout.names, self.layout.shapes],
+                "codec": self.codec.name,
+                "retention": self.retention.name,
+                "sealed": self.sealed,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Settings":
+        """Return the settings a text stands for."""
+        fields = json.loads(text)
+        names, shapes = fields["layout"]
+        return cls(
+            fields["store"],
+            Layout(tuple(names), tuple(tuple(s) for s in shapes)),
+            read_codec(fields["codec"]),
+            read_retention(fields["retention"]),
+            fields["sealed"],
+        )
+
+
+def first_meta(settings: Settings) -> dict[str, str]:
+    """Return what the index of an empty history says."""
+    return {
+        "format": str(FORMAT),
+        "generation": "1",
+        "tip": "",
+        "nbytes": "0",
+        "peak_bytes": "0",
+        "pending": "",
+        "sums_from": "1" if settings.retention.sums else "",
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class TipFile:
+    """Where the tip is: the round behind it, its generation and its file, if any."""
+
+    round: int
+    generation: int
+    written: Written | None
+
+    def to_json(self) -> str:
+        """Return it as text."""
+        file = self.written
+        place = None if file is None else [file.name, file.nbytes, file.seal]
+        return json.dumps([self.round, self.generation, place])
+
+    @classmethod
+    def from_json(cls, text: str) -> "TipFile | None":
+        """Return what a text says; None for an empty one."""
+        if not text:
+            return None
+        index, generation, place = json.loads(text)
+        return cls(index, generation, Written(*place) if place else None)
+
+
+@dataclass(slots=True)
+class Store:
+    """An open folder.
+
+    Attributes:
+        folder: Where everything lies.
+        files: The disk.
+        index: The index.
+        ring: The keys.
+        settings: What is fixed.
+        lock: Held by a writer; None for a reader.
+        failure: Why nothing more can be written, or "".
+        sums: The running sums, once they are read.
+    """
+
+    folder: Path
+    files: Files
+    index: Index
+    ring: KeyRing
+    settings: Settings
+    lock: Lock | None
+    failure: str = ""
+    sums: dict[ClientId, Vector] | None = None
+    _client_keys: dict[ClientId, bytes] = field(default_factory=dict)
+
+    @property
+    def table(self) -> RoundTable:
+        """The rounds."""
+        return RoundTable(self.index)
+
+    @property
+    def key_files(self) -> KeyFiles:
+        """The files of the keys."""
+        return KeyFiles(self.folder)
+
+    @property
+    def keys(self) -> Keys:
+        """The keys as they are now; a record that was handed out keeps asking here."""
+        return Keys(self.ring.store, self._client_key, self._round_key)
+
+    @property
+    def generation(self) -> int:
+        """The number of the current generation, from 1."""
+        return int(self.index.meta("generation"))
+
+    @property
+    def withdrawn(self) -> frozenset[ClientId]:
+        """Clients that were erased: they cannot be recorded again."""
+        return frozenset(c for gap in self.ring.clients.gaps for c in gap)
+
+    @property
+    def tip_file(self) -> TipFile | None:
+        """Where the tip is."""
+        return TipFile.from_json(self.index.meta("tip"))
+
+    def change_ring(self, ring: KeyRing) -> None:
+        """Write another key ring; the old keys are gone when this returns."""
+        self.key_files.rewrite(self.files, ring)
+        self.ring = ring
+        self._client_keys.clear()
+
+    def place(self, index: int, generation: int) -> Place:
+        """Return the place of a new file sealed with a round's key."""
+        return Place(
+            self.settings.store, generation, index, new_salt(), self.settings.sealed
+        )
+
+    def path(self, written: Written) -> Path:
+        """Return where a file is."""
+        return self.folder / SEGMENTS / written.name
+
+    def new_path(self, kind: str, index: int) -> Path:
+        """Return a name that nobody refers to yet; only numbers enter it."""
+        name = f"{kind}-{index:06d}-{os.urandom(4).hex()}.safetensors"
+        return self.folder / SEGMENTS / name
+
+    def open_file(self, written: Written) -> Segment:
+        """Open a file and authenticate its header."""
+        return open_segment(self.path(written), self.settings.store, self.keys, written)
+
+    def tip(self) -> Tip | None:
+        """Read where the federation stands."""
+        file = self.tip_file
+        if file is None or file.written is None:
+            return None if file is None else Tip(file.round, ServerState())
+        segment = self.open_file(file.written)
+        state = segment.rows("state", [0], self.keys)
+        return Tip(file.round, unpack_state(state))
+
+    def read_sums(self) -> dict[ClientId, Vector]:
+        """Return the running sums."""
+        if self.sums is None:
+            self.sums, file = {}, self.tip_file
+            if file is not None and file.written is not None:
+                segment = self.open_file(file.written)
+                owners = segment.parts["sums"].owners
+                rows = segment.rows("sums", range(len(owners)), self.keys)
+                vectors = rows.view("<f4").astype("f4", copy=False)
+                self.sums = {
+                    c: v for c, v in zip(owners, vectors, strict=True) if c is not None
+                }
+        return self.sums
+
+    @contextmanager
+    def changing(self, what: str) -> Iterator[None]:
+        """Guard a change: no writer, no change; no certainty, no further change.
+
+        Raises:
+            HistoryError: If it is open for reading, if an earlier write could not be
+                confirmed, or if the disk refuses now.
+        """
+        if self.lock is None:
+            raise HistoryError(f"{self.folder} is open for reading only")
+        if self.failure:
+            raise HistoryError(
+                f"{self.folder} takes no more writes: {self.failure}; open it again"
+            )
+        try:
+            yield
+        except (SyncError, sqlite3.Error, OSError) as error:
+            if _uncertain(error):
+                self.failure = f"{what} could not be confirmed ({error})"
+            raise HistoryError(f"{what} failed: {error}") from error
+
+    def _client_key(self, client: ClientId) -> bytes:
+        if client not in self._client_keys:
+            if not self.ring.clients.covers(client):
+                raise HistoryError(f"the key of client {client} was destroyed")
+            self._client_keys[client] = self.ring.clients.key(client)
+        return self._client_keys[client]
+
+    def _round_key(self, generation: int, index: int) -> bytes:
+        return self.ring.round_key(generation, index)
+
+
+def _uncertain(error: Exception) -> bool:
+    """Tell whether it is unknown what the disk holds; a full disk is no such case."""
+    if isinstance(error, sqlite3.OperationalError):
+        return "disk I/O" in str(error)
+    return isinstance(error, SyncError)

@@ -1,0 +1,104 @@
+"""The heavy part of a round on disk: opened, authenticated and decoded on use."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedunlearn.errors import HistoryError
+from fedunlearn.history.codecs import Codec
+from fedunlearn.history.record import RoundRecord, ServerState
+from fedunlearn.history.round_table import Head
+from fedunlearn.history.segment import Segment
+from fedunlearn.history.state import unpack_state
+from fedunlearn.history.store import Store
+from fedunlearn.params import Layout, Matrix, Vector
+
+
+@dataclass(slots=True)
+class StoredArrays:
+    """The arrays of one round.
+
+    Attributes:
+        store: The history.
+        head: The round's row.
+        rows_in_file: The row of each client's update in the file, or None.
+    """
+
+    store: Store
+    head: Head
+    rows_in_file: tuple[int | None, ...]
+    _segment: Segment | None = field(default=None, repr=False)
+
+    def broadcast(self) -> Vector:
+        """Read the model sent out."""
+        if not self.head.broadcast:
+            raise HistoryError(f"the broadcast of round {self.head.index} is not kept")
+        rows = self._open().rows("broadcast", [0], self.store.keys)
+        model: Vector = rows[0].view("<f4").astype("f4", copy=False)
+        return model
+
+    def updates(self) -> Matrix:
+        """Read all updates; a map of the file if they are stored as they are."""
+        return self.rows(range(len(self.rows_in_file)))
+
+    def rows(self, positions: Sequence[int]) -> Matrix:
+        """Read some updates."""
+        wanted = [self.rows_in_file[at] for at in positions]
+        held = [row for row in wanted if row is not None]
+        if len(held) < len(wanted):
+            missing = list(positions)[wanted.index(None)]
+            raise HistoryError(
+                f"update {missing + 1} of {len(self.rows_in_file)} in round "
+                f"{self.head.index} is not kept"
+            )
+        if not held:
+            return np.empty((0, self._layout.size), np.float32)
+        rows = self._open().rows("updates", held, self.store.keys)
+        return self._codec.decode(rows, self._layout)
+
+    def state(self) -> ServerState:
+        """Read the server's state when the round began."""
+        if self.head.written is None or "state" not in self._open().parts:
+            return ServerState()
+        return unpack_state(self._open().rows("state", [0], self.store.keys))
+
+    @property
+    def _codec(self) -> Codec:
+        return self.store.settings.codec
+
+    @property
+    def _layout(self) -> Layout:
+        return self.store.settings.layout
+
+    def _open(self) -> Segment:
+        if self._segment is None:
+            if self.head.written is None:
+                raise HistoryError(
+                    f"the arrays of round {self.head.index} are not kept"
+                )
+            self._segment = self.store.open_file(self.head.written)
+        return self._segment
+
+
+def read_round(store: Store, index: int) -> RoundRecord | None:
+    """Return a round, or None if it was never recorded."""
+    head = store.table.head(index)
+    if head is None:
+        return None
+    who = store.table.participants(index)
+    pairs = zip(who.clients, who.rows, strict=True)
+    return RoundRecord(
+        index=index,
+        clients=who.clients,
+        num_examples=who.num_examples,
+        num_steps=who.num_steps,
+        num_samples=who.num_samples,
+        asked=head.asked,
+        set_aside=head.set_aside,
+        dropped=frozenset(client for client, row in pairs if row is None),
+        sensitivities=who.sensitivities,
+        loss=head.loss,
+        seconds=head.seconds,
+        arrays=StoredArrays(store, head, who.rows),
+    )
