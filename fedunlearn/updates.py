@@ -76,8 +76,8 @@ class Server(Protocol):
         """Return the next global model, shape ``(P,)``."""
         ...
 
-    def restore(self, state: ServerState) -> None:
-        """Go on from a recorded state."""
+    def restore(self, state: ServerState, next_round: int) -> None:
+        """Go on from the recorded state in which round ``next_round`` began."""
         ...
 
 
@@ -94,5 +94,5 @@ class MeanServer:
         """Return ``sum_k n_k w_k / sum_k n_k``."""
         return weighted_mean(updates.after, updates.num_examples.tolist())
 
-    def restore(self, state: ServerState) -> None:
+    def restore(self, state: ServerState, next_round: int) -> None:
         """Do nothing: a mean has no state."""

@@ -66,8 +66,9 @@ class FlowerServer:
         self._last = arrays
         return from_arrays(arrays, self.layout)
 
-    def restore(self, state: ServerState) -> None:
+    def restore(self, state: ServerState, next_round: int) -> None:
         """Go on from the state in which a recorded round began."""
+        self._steps = next_round - 1  # FedAdam's bias correction counts rounds
         restore_state(self.strategy, state.rule)
         self._exact = {name: Array(array) for name, array in state.arrays.items()}
 

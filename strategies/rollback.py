@@ -58,7 +58,7 @@ def server_before(first: int, ctx: UnlearningContext) -> Server:
         return server
     state = ctx.history.round(first).arrays.state()
     if state.rule:
-        server.restore(state)
+        server.restore(state, first)
         return server
     for index in (i for i in ctx.history.rounds if i < first):
         record = ctx.history.round(index)

@@ -5,7 +5,7 @@ and the numbers that have changed since the strategy was made (a step counter). 
 say how a value is to be rebuilt: ``m_t:dict/conv.weight``, ``momentum_vector:list/0``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -66,19 +66,20 @@ def restore_state(strategy: Strategy, state: Mapping[str, NumpyArray]) -> None:
 
 def _arrays_in(value: object) -> tuple[str, dict[str, NumpyArray]]:
     """Return the kind of a value that holds arrays, and these; none for another."""
-    if isinstance(value, np.ndarray):
-        return "array", {"": value}
+    if isinstance(value, np.ndarray | np.generic):
+        return "array", {"": np.asarray(value)}
     if isinstance(value, ArrayRecord):
         return "record", {key: array.numpy() for key, array in value.items()}
     if isinstance(value, list | tuple) and _all_arrays(value):
-        return "list", {str(at): array for at, array in enumerate(value)}
+        return "list", {str(at): np.asarray(array) for at, array in enumerate(value)}
     if isinstance(value, dict) and _all_arrays(value.values()):
-        return "dict", value
+        return "dict", {key: np.asarray(array) for key, array in value.items()}
     return "", {}
 
 
-def _all_arrays(values: object) -> bool:
-    return bool(values) and all(isinstance(v, np.ndarray) for v in values)  # type: ignore[attr-defined]
+def _all_arrays(values: Collection[object]) -> bool:
+    """Tell whether all are arrays; arithmetic on a 0-d array gives a NumPy scalar."""
+    return bool(values) and all(isinstance(v, np.ndarray | np.generic) for v in values)
 
 
 def _rebuilt(kind: str, items: dict[str, NumpyArray]) -> object:

@@ -19,9 +19,9 @@ from fedunlearn.history.codecs import (
     Int8,
     TopK,
     codec,
-    part_of,
     small,
 )
+from fedunlearn.history.spec import part_of
 from fedunlearn.params import Layout
 
 ALL = [Float32(), Float16(), BFloat16(), Int8(), TopK(0.1), TopK(0.4), TopK(1)]

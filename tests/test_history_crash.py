@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -25,7 +26,6 @@ from fedunlearn.errors import HistoryError
 from fedunlearn.history import DiskHistory
 from fedunlearn.history.files import STEPS
 from fedunlearn.history.migrate import migrate
-from fedunlearn.history.segment import open_segment
 from tests.history_helpers import (
     LEAVER,
     LEAVERS_NAME,
@@ -44,24 +44,322 @@ CORES = 2
 class Migration:
     """A history of format 1 is rewritten; then one more round is appended."""
 
-    steps = ("before", "migrate", "append 5")
+    steps = ("migrate", "append")
 
     def prepare(self, folder):
         shutil.copytree(GOLDEN, folder)
 
     def play(self, folder, files, note):
-        note(None, "before")
         if not (folder / "keys.bin").exists():
             migrate(folder, files=files)
         with DiskHistory.open(folder, write=True, files=files) as history:
             note(history, "migrate")
             if 5 not in history.rounds:
-                size = history.layout.size
-                history.append_round(a_record(5, (0, 1), size=size), a_state(5))
-            note(history, "append 5")
+                history.append_round(a_record(5, (0, 1)), a_state(5))
+            note(history, "append")
 
-    def digests(self, folder):
-        out = {}
-        self.prepare(folder)
-        self.play(folder, None, lambda history, step: out.update(_after(history, step)))
-        return out
+
+STORIES = {
+    "last:2": Story("last:2"),
+    "sums": Story("sums"),
+    "crab": Story("crab:0.1,0.5,0.5"),
+    "own rows, all": Story("all", clean=False),
+    "own rows, sums": Story("sums", clean=False),
+    "migrate": Migration(),
+}
+"""Together they pass through every step."""
+
+
+def prepared(name, place):
+    """Put what the story starts from into a folder of ``place``; return the folder."""
+    folder = place / "history"
+    if isinstance(STORIES[name], Migration):
+        STORIES[name].prepare(folder)
+    return folder
+
+
+def occurrences(name):
+    """Play a story to its end; return its digests and how often it passes each step."""
+    seen, digests = Counter(), {}
+
+    def before(method, *args):
+        if method == "reached":
+            seen[args[0]] += 1
+
+    def note(history, step):
+        digests[step] = history_digest(history)
+
+    with tempfile.TemporaryDirectory() as place:
+        STORIES[name].play(prepared(name, Path(place)), WatchedFiles(before), note)
+    return digests, seen
+
+
+def chosen(seen):
+    """Every time that a story passes a step; there are few enough to take them all."""
+    return [(step, nth) for step, total in seen.items() for nth in range(1, total + 1)]
+
+
+def count_kills():
+    """How many kills the tests below carry out, and at how many different steps."""
+    pairs = [pair for name in STORIES for pair in chosen(occurrences(name)[1])]
+    return {"kills": len(pairs), "steps": len({step for step, _ in pairs})}
+
+
+# In the child ------------------------------------------------------------------------
+
+
+def wait_for_orders():
+    """Fork for every line of input; the fork plays a story and dies on the way."""
+    for line in sys.stdin:
+        order = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            status = 70
+            with suppress(BaseException):
+                status = _die_playing(**order)
+            os._exit(status)
+        _, status = os.waitpid(child, 0)
+        sys.stdout.write(f"{status}\n")
+        sys.stdout.flush()
+
+
+def _die_playing(story, folder, step, nth):
+    seen = Counter()
+
+    def before(method, *args):
+        if method == "reached":
+            seen[args[0]] += 1
+            if args[0] == step and seen[step] == nth:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    notes = os.open(f"{folder}.notes", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def note(_, done):
+        os.write(notes, f"{done}\n".encode("ascii"))
+
+    STORIES[story].play(Path(folder), WatchedFiles(before), note)
+    return 0
+
+
+# In the test -------------------------------------------------------------------------
+
+
+class Victims:
+    """As many waiting processes as there are cores."""
+
+    def __init__(self, place):
+        self.errors = (place / "errors").open("w+")
+        self.idle = SimpleQueue()
+        self.all = [self._started() for _ in range(CORES)]
+        for process in self.all:
+            self.idle.put(process)
+
+    def _started(self):
+        code = "from tests.test_history_crash import wait_for_orders as w; w()"
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            cwd=ROOT,
+            text=True,
+        )
+
+    def kill(self, story, folder, step, nth):
+        """Have a child play until it dies; return the steps that were over by then."""
+        order = {"story": story, "folder": str(folder), "step": step, "nth": nth}
+        process = self.idle.get()
+        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.flush()
+        status = int(process.stdout.readline())
+        self.idle.put(process)
+        assert os.WIFSIGNALED(status), f"it ended with {status}"
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return Path(f"{folder}.notes").read_text().split("\n")[:-1]
+
+    def stop(self):
+        for process in self.all:
+            process.stdin.close()
+            process.wait()
+            process.stdout.close()
+        self.errors.close()
+
+
+@pytest.fixture(scope="module")
+def victims(tmp_path_factory):
+    """The processes that wait for orders."""
+    out = Victims(tmp_path_factory.mktemp("victims"))
+    yield out
+    out.stop()
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_a_kill_at_any_step_leaves_what_was_committed(name, victims, tmp_path):
+    """Whatever is interrupted, the next writer ends it, and the end is the same."""
+    digests, seen = occurrences(name)
+
+    def examine(number, step, nth):
+        place = tmp_path / str(number)
+        place.mkdir()
+        folder = prepared(name, place)
+        try:
+            notes = victims.kill(name, folder, step, nth)
+            look_at_what_is_left(STORIES[name], folder, notes, digests)
+        except (AssertionError, HistoryError, OSError) as error:
+            return f"{step} #{nth}: {type(error).__name__}: {error}"
+        shutil.rmtree(place)
+        return None
+
+    jobs = [(i, *pair) for i, pair in enumerate(chosen(seen))]
+    with ThreadPoolExecutor(CORES) as pool:
+        faults = list(pool.map(lambda job: examine(*job), jobs))
+    found = [fault for fault in faults if fault]
+    assert not found, f"{len(found)} of {len(jobs)}:\n" + "\n".join(found)
+
+
+def look_at_what_is_left(story, folder, notes, digests):
+    """Recover, compare with the states before and after the step that was going on."""
+    if isinstance(story, Migration):
+        end = _after_migration(story, folder, digests)
+    else:
+        end = _after_story(story, folder, notes, digests)
+    assert end == digests[story.steps[-1]], "the end is another one"
+    assert_finished(folder, LEAVER if isinstance(story, Story) else None)
+
+
+def _after_story(story, folder, notes, digests):
+    allowed = states_after(story, notes)
+    if not (folder / "index.db").exists():
+        assert None in allowed, "the history is gone"
+        with pytest.raises(HistoryError, match="holds no history"):
+            DiskHistory.open(folder)
+    else:
+        assert_no_damage_before_recovery(folder)
+        with DiskHistory.open(folder, write=True) as history:
+            assert history.check(read_data=True) == []
+            where = [step for step in allowed if digests.get(step)]
+            assert history_digest(history) in {digests[step] for step in where}, where
+            erased = LEAVER in history.withdrawn
+            if erased:
+                assert_nothing_readable_of(history, LEAVER)
+        assert_finished(folder, LEAVER if erased else None)
+    return played_to_the_end(story, folder)
+
+
+def _after_migration(story, folder, digests):
+    """The old history is whole at any time; opening it does not finish a migration."""
+    kept = folder.with_name(folder.name + ".format-1")
+    old = kept if kept.exists() else folder
+    assert_like_golden(old)
+    if (folder / "keys.bin").exists():
+        with DiskHistory.open(folder, write=True) as history:
+            assert history.check(read_data=True) == []
+            assert history_digest(history) in set(digests.values())
+    else:
+        words = "migrate" if folder.exists() else "holds no history"
+        with pytest.raises(HistoryError, match=words):
+            DiskHistory.open(folder)
+    end = played_to_the_end(story, folder)
+    assert_like_golden(kept)
+    assert not folder.with_name(folder.name + ".migrating").exists()
+    return end
+
+
+def assert_like_golden(folder):
+    """All files are there as they were; SQLite may have put empty ones beside them."""
+    files = content(folder)
+    assert {name: files[name] for name in content(GOLDEN)} == content(GOLDEN)
+    assert set(files) - set(content(GOLDEN)) <= {"index.db-wal", "index.db-shm"}
+    assert not files.get("index.db-wal")
+
+
+def states_after(story, notes):
+    """The last step that was over, and the one that was going on; None: no history."""
+    if not notes:
+        return {None, "create"}
+    at = story.steps.index(notes[-1])
+    return {notes[-1], *story.steps[at + 1 : at + 2]}
+
+
+def played_to_the_end(story, folder):
+    """Play what is left of a story; return the digest of its end."""
+    ends = []
+
+    def note(history, step):
+        if step == story.steps[-1]:
+            ends.append(history_digest(history))
+
+    story.play(folder, None, note)
+    return ends[0]
+
+
+def assert_no_damage_before_recovery(folder):
+    """A reader, who repairs nothing, finds leftovers at most."""
+    with DiskHistory.open(folder) as reader:
+        assert [f.what for f in reader.check(read_data=True) if f.damage] == []
+
+
+def assert_nothing_readable_of(history, client):
+    assert history.rounds_of(client) == ()
+    assert client not in history.clients
+    assert client not in history.names
+    assert history.traces_of(client) == ()
+    with pytest.raises(HistoryError, match="destroyed"):
+        history._store.keys.client_key(client)
+
+
+def assert_finished(folder, gone):
+    """After the writer closed it, a reader finds all in order and no leftovers."""
+    files = content(folder)
+    with DiskHistory.open(folder) as reader:
+        assert reader.check(read_data=True) == []
+    assert set(files) >= {"index.db", "keys.bin", "outer.key", "LOCK"}
+    left = [n for n in files if n.endswith((".new", "-wal", "-shm"))]
+    assert left == [], "leftovers"
+    if gone is not None:
+        name = LEAVERS_NAME.encode("ascii")
+        assert [n for n, data in files.items() if name in data] == []
+
+
+def content(folder):
+    """Name -> bytes of all files below a folder."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_every_step_is_reached():
+    """A step that no story passes would go untested; one without a name as well."""
+    passed = set().union(*(occurrences(name)[1] for name in STORIES))
+    assert passed == set(STEPS)
+
+
+def test_the_next_writer_takes_over_from_a_dead_one(tmp_path):
+    """A living writer keeps others out and is named; a dead one does not."""
+    folder = tmp_path / "history"
+    code = (
+        "import sys, pathlib, time\n"
+        "from tests.history_helpers import Story\n"
+        "history = Story().open(pathlib.Path(sys.argv[1]), None)\n"
+        "history = Story().do(history, 'append 1')\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    with writer:
+        assert writer.stdout.readline() == b"ready\n"
+        with pytest.raises(HistoryError, match=rf"\b{writer.pid}\b"):
+            DiskHistory.open(folder, write=True)
+        with DiskHistory.open(folder) as reader:
+            assert reader.rounds == (1,)
+        writer.kill()
+    assert (folder / "LOCK").read_text() == f"{writer.pid}\n", "it died as a holder"
+    with DiskHistory.open(folder, write=True) as second:
+        assert second.check(read_data=True) == []
+        Story().do(second, "append 2")
+        with pytest.raises(HistoryError, match=rf"\b{os.getpid()}\b"):
+            DiskHistory.open(folder, write=True)
+    assert (folder / "LOCK").read_text() == ""

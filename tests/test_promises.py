@@ -86,6 +86,24 @@ def test_a_rollback_to_round_one_is_retraining_bit_for_bit(quickstart):
     assert rollback.cost.client_rounds == retrained.cost.client_rounds
 
 
+@pytest.mark.parametrize("server", ["fed_avg", "fed_avgm", "fed_adam"])
+def test_a_rollback_to_a_later_round_is_retraining_bit_for_bit_too(server):
+    """What a momentum was when the leaver first took part is in the history."""
+    loaded = scenario(
+        "rounds=6",
+        "training.epochs=1",
+        "training.lr=0.05",
+        "methods=[rollback]",
+        f"server.name={server}",
+        "clients_per_round=2",
+        "forget=[5]",
+    )
+    trained, retrained, rollback = compare(loaded).rows
+
+    assert rollback.model_sha256 == retrained.model_sha256 != trained.model_sha256
+    assert 0 < rollback.cost.client_rounds < retrained.cost.client_rounds
+
+
 @pytest.mark.parametrize("cohort", ["null", "4"])
 @pytest.mark.parametrize(
     "server", ["fed_avg", "fed_prox", "fed_avgm", "fed_adam", "fed_trimmed_avg"]

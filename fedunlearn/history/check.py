@@ -9,6 +9,7 @@ from pathlib import Path
 from fedunlearn.errors import DamagedError, HistoryError
 from fedunlearn.history.append import record_facts
 from fedunlearn.history.closing import check_index
+from fedunlearn.history.files import half_written
 from fedunlearn.history.log import Entry, faults
 from fedunlearn.history.record import ClientId
 from fedunlearn.history.round_table import KEPT_ALL, KEPT_NONE, KEPT_SOME, Head
@@ -16,6 +17,7 @@ from fedunlearn.history.seal import Written
 from fedunlearn.history.segment import Segment
 from fedunlearn.history.store import SEGMENTS, Store
 from fedunlearn.history.stored_arrays import read_round
+from fedunlearn.history.thin import facts_without
 
 _OWNER_ONLY = 0o077
 
@@ -161,8 +163,13 @@ def _check_file(
 
 
 def _facts_differ(store: Store, segment: Segment, index: int) -> bool:
-    record = read_round(store, index)
-    return record is None or record_facts(record) != segment.facts["record"]
+    """Compare file and rows; an erasure that goes on changes the file first."""
+    record, pending = read_round(store, index), store.index.meta("pending")
+    gone = frozenset(json.loads(pending)["clients"]) if pending else frozenset()
+    return record is None or (
+        facts_without(record_facts(record), gone)
+        != facts_without(segment.facts["record"], gone)
+    )
 
 
 def _check_rows(store: Store, segment: Segment) -> Iterator[Finding]:
@@ -185,3 +192,5 @@ def _check_folder(store: Store, heads: list[Head]) -> Iterator[Finding]:
         if entry.name not in known:
             path = Path(entry.path)
             yield Finding(f"{path} belongs to no recorded round", False, path)
+    for path in half_written(store.folder):
+        yield Finding(f"{path} was never finished", False, path)

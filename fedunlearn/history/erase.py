@@ -18,7 +18,7 @@ from fedunlearn.history.append import (
     state_part,
     write_tip,
 )
-from fedunlearn.history.files import sync_folder
+from fedunlearn.history.files import half_written, sync_folder
 from fedunlearn.history.record import ClientId, ServerState
 from fedunlearn.history.retention import Keep
 from fedunlearn.history.seal import Part
@@ -229,6 +229,8 @@ def remove_strays(store: Store) -> None:
     for path in sorted((store.folder / SEGMENTS).iterdir()):
         if path.name not in known:
             store.files.unlink(path)
+    for path in half_written(store.folder):
+        store.files.unlink(path)
 
 
 def _stored_bytes(store: Store) -> int:

@@ -201,6 +201,11 @@ def replace(files: Files, path: Path, content: bytes, step: str) -> None:
             os.close(old)
 
 
+def half_written(folder: Path) -> list[Path]:
+    """Return the files of a folder that were to replace others when a crash came."""
+    return sorted(folder.glob("*.new*"))
+
+
 def sync_folder(files: Files, folder: Path) -> None:
     """Sync a folder's names.
 

@@ -1,4 +1,8 @@
-"""A server's state as bytes: safetensors, so that nothing in it can run."""
+"""A server's state as bytes: safetensors, so that nothing in it can run.
+
+safetensors sorts what it is given, and a strategy may rely on the order of a model's
+arrays: each name carries its place.
+"""
 
 import numpy as np
 
@@ -21,7 +25,10 @@ def pack_state(state: ServerState) -> Bytes:
     if not named:
         return np.empty((1, 0), np.uint8)
     # safetensors writes a strided array's buffer in its own order, without a word.
-    plain = {name: np.asarray(array, order="C") for name, array in named.items()}
+    plain = {
+        f"{at:06d}/{name}": np.asarray(array, order="C")
+        for at, (name, array) in enumerate(named.items())
+    }
     return np.frombuffer(save(plain), np.uint8)[None]
 
 
@@ -33,9 +40,10 @@ def unpack_state(data: Bytes) -> ServerState:
     if not data.size:
         return ServerState()
     try:
-        named = load(data.tobytes())
+        placed = load(data.tobytes())
     except SafetensorError as error:
         raise HistoryError(f"a server's state is unreadable: {error}") from error
+    named = {name.partition("/")[2]: placed[name] for name in sorted(placed)}
     random = named.pop(_RANDOM, np.empty(0, np.uint8))
     return ServerState(
         arrays=_below("arrays/", named),

@@ -28,7 +28,7 @@ def thin_round(
         return
     segment = store.open_file(head.written)
     kept = _rows_to_keep(segment, keep)
-    facts = _facts_without(segment.facts["record"], forget)
+    facts = facts_without(segment.facts["record"], forget)
     stored = {name: len(part.owners) for name, part in segment.parts.items()}
     same = {name: len(rows) for name, rows in kept.items()} == stored
     if same and facts == segment.facts["record"]:
@@ -108,7 +108,7 @@ def _rows_to_keep(segment: Segment, keep: Keep) -> Mapping[str, Sequence[int]]:
     return kept
 
 
-def _facts_without(facts: str, gone: frozenset[ClientId]) -> str:
+def facts_without(facts: str, gone: frozenset[ClientId]) -> str:
     """Return the facts of a round without some of its clients."""
     if not gone:
         return facts
