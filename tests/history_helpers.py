@@ -8,7 +8,9 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 
+from fedunlearn.errors import HistoryError
 from fedunlearn.history import (
     ArraysInMemory,
     DiskHistory,
@@ -245,6 +247,23 @@ class Story:
             lambda history, step: out.update({step: history_digest(history)}),
         )
         return out
+
+
+def states_around(steps, last):
+    """The step that was over last, and the one that may have been; None: no history."""
+    at = -1 if last is None else steps.index(last)
+    return {last, *steps[at + 1 : at + 2]}
+
+
+def assert_erased(history, client):
+    """Nothing of the client is listed or can be read; its key is gone."""
+    assert client in history.withdrawn
+    assert client not in history.clients
+    assert client not in history.names
+    assert history.rounds_of(client) == ()
+    assert history.traces_of(client) == ()
+    with pytest.raises(HistoryError, match="destroyed"):
+        history._store.keys.client_key(client)
 
 
 def _number(step):

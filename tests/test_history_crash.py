@@ -33,7 +33,9 @@ from tests.history_helpers import (
     WatchedFiles,
     a_record,
     a_state,
+    assert_erased,
     history_digest,
+    states_around,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -198,23 +200,64 @@ def test_a_kill_at_any_step_leaves_what_was_committed(name, victims, tmp_path):
     """Whatever is interrupted, the next writer ends it, and the end is the same."""
     digests, seen = occurrences(name)
 
-    def examine(number, step, nth):
-        place = tmp_path / str(number)
-        place.mkdir()
-        folder = prepared(name, place)
+    def examine(folder, step, nth):
+        prepared(name, folder.parent)
+        notes = victims.kill(name, folder, step, nth)
+        look_at_what_is_left(STORIES[name], folder, notes, digests)
+
+    examine_all(examine, chosen(seen), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["last:2", "own rows, all", "own rows, sums"])
+def test_a_recovery_may_be_killed_as_well(name, victims, tmp_path):
+    """Two kills: one amid an erasure, another while the next writer finishes it."""
+    digests, _ = occurrences(name)
+    first = prepared(name, tmp_path)
+    victims.kill(name, first, "erase.promise.committed", 1)
+    seen = steps_of_recovery(first, tmp_path / "copy")
+    assert {"erase.keys_destroyed", "erase.rows.committed"} <= seen.keys()
+
+    def examine(folder, step, nth):
+        shutil.copytree(first, folder)
+        shutil.copy(f"{first}.notes", f"{folder}.notes")
+        notes = victims.kill(name, folder, step, nth)
+        look_at_what_is_left(STORIES[name], folder, notes, digests)
+
+    examine_all(examine, chosen(seen), tmp_path)
+
+
+def steps_of_recovery(folder, copy):
+    """How often the next writer passes each step before it can be used."""
+    seen = Counter()
+
+    def before(method, *args):
+        if method == "reached":
+            seen[args[0]] += 1
+
+    shutil.copytree(folder, copy)
+    history = DiskHistory.open(copy, write=True, files=WatchedFiles(before))
+    out = dict(seen)
+    history.close()
+    return out
+
+
+def examine_all(examine, pairs, place):
+    """Call ``examine(folder, step, nth)`` for all pairs; fail with all that fails."""
+
+    def fault(job):
+        number, (step, nth) = job
+        folder = place / str(number) / "history"
+        folder.parent.mkdir()
         try:
-            notes = victims.kill(name, folder, step, nth)
-            look_at_what_is_left(STORIES[name], folder, notes, digests)
+            examine(folder, step, nth)
         except (AssertionError, HistoryError, OSError) as error:
             return f"{step} #{nth}: {type(error).__name__}: {error}"
-        shutil.rmtree(place)
+        shutil.rmtree(folder.parent)
         return None
 
-    jobs = [(i, *pair) for i, pair in enumerate(chosen(seen))]
     with ThreadPoolExecutor(CORES) as pool:
-        faults = list(pool.map(lambda job: examine(*job), jobs))
-    found = [fault for fault in faults if fault]
-    assert not found, f"{len(found)} of {len(jobs)}:\n" + "\n".join(found)
+        faults = [f for f in pool.map(fault, enumerate(pairs)) if f]
+    assert not faults, f"{len(faults)} of {len(pairs)}:\n" + "\n".join(faults)
 
 
 def look_at_what_is_left(story, folder, notes, digests):
@@ -228,7 +271,7 @@ def look_at_what_is_left(story, folder, notes, digests):
 
 
 def _after_story(story, folder, notes, digests):
-    allowed = states_after(story, notes)
+    allowed = states_around(story.steps, notes[-1] if notes else None)
     if not (folder / "index.db").exists():
         assert None in allowed, "the history is gone"
         with pytest.raises(HistoryError, match="holds no history"):
@@ -241,7 +284,7 @@ def _after_story(story, folder, notes, digests):
             assert history_digest(history) in {digests[step] for step in where}, where
             erased = LEAVER in history.withdrawn
             if erased:
-                assert_nothing_readable_of(history, LEAVER)
+                assert_erased(history, LEAVER)
         assert_finished(folder, LEAVER if erased else None)
     return played_to_the_end(story, folder)
 
@@ -273,14 +316,6 @@ def assert_like_golden(folder):
     assert not files.get("index.db-wal")
 
 
-def states_after(story, notes):
-    """The last step that was over, and the one that was going on; None: no history."""
-    if not notes:
-        return {None, "create"}
-    at = story.steps.index(notes[-1])
-    return {notes[-1], *story.steps[at + 1 : at + 2]}
-
-
 def played_to_the_end(story, folder):
     """Play what is left of a story; return the digest of its end."""
     ends = []
@@ -297,15 +332,6 @@ def assert_no_damage_before_recovery(folder):
     """A reader, who repairs nothing, finds leftovers at most."""
     with DiskHistory.open(folder) as reader:
         assert [f.what for f in reader.check(read_data=True) if f.damage] == []
-
-
-def assert_nothing_readable_of(history, client):
-    assert history.rounds_of(client) == ()
-    assert client not in history.clients
-    assert client not in history.names
-    assert history.traces_of(client) == ()
-    with pytest.raises(HistoryError, match="destroyed"):
-        history._store.keys.client_key(client)
 
 
 def assert_finished(folder, gone):
