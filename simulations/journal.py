@@ -99,11 +99,7 @@ class JournaledClients:
 @contextmanager
 def open_journal(folder: Path, layout: Layout) -> Iterator[DiskHistory]:
     """Open a journal, or begin one."""
-    if (folder / "index.db").exists():
-        journal = DiskHistory.open(folder, write=True)
-    else:
-        journal = DiskHistory.create(folder, layout)
-    with journal:
+    with DiskHistory.create(folder, layout, exist_ok=True) as journal:
         yield journal
 
 

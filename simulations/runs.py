@@ -59,17 +59,15 @@ class Runs:
                 path = Path(stack.enter_context(TemporaryDirectory())) / "history"
             else:
                 path = self.folder.history(seed)
-            if (path / "index.db").exists():
-                history = DiskHistory.open(path, write=True)
-            else:
-                history = DiskHistory.create(
-                    path,
-                    layout,
-                    sealed=how.sealed,
-                    codec=how.codec,
-                    retention=how.retention,
-                    names=self._names(),
-                )
+            history = DiskHistory.create(
+                path,
+                layout,
+                sealed=how.sealed,
+                codec=how.codec,
+                retention=how.retention,
+                names=self._names(),
+                exist_ok=True,
+            )
             yield stack.enter_context(history)
 
     def _names(self) -> dict[ClientId, str]:

@@ -5,7 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from fedunlearn.history import DiskHistory
+from fedunlearn.history.codecs import CODECS, codec
+from fedunlearn.history.index import _TABLES
+from fedunlearn.history.lineage import PARTS_OF_OTHERS
+from fedunlearn.history.retention import RETENTIONS, retention
+from fedunlearn.history.stats import KIND_OF_PART
+from fedunlearn.history.store import Settings, first_meta
+from tests.history_helpers import LAYOUT, a_record, a_state
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -79,3 +89,44 @@ def test_no_page_names_a_machine_path_or_a_registry():
         text = page.read_text("utf-8")
         assert not re.search(r"/(home|root|work)/", text), page
         assert "index-url" not in text, page
+
+
+def test_the_reader_in_the_format_page_reads_a_history(tmp_path):
+    """The page is enough to write a reader: this one imports nothing of ours."""
+    (block,) = python_blocks(ROOT / "docs" / "history-format.md")
+    assert "fedunlearn" not in re.sub(r'b"fedunlearn tree"', "", block)
+    namespace = {"__name__": "reader"}
+    exec(compile(block, "history-format.md", "exec"), namespace)  # noqa: S102
+    folder = tmp_path / "history"
+    with DiskHistory.create(folder, LAYOUT) as history:
+        history.append_round(a_record(1, (0, 2, 7)), a_state(1))
+        history.append_round(a_record(4, (2, 9)), a_state(4))
+
+    for index, clients in ((1, (0, 2, 7)), (4, (2, 9))):
+        found = namespace["read_updates"](folder, index)
+        record = a_record(index, clients)
+        assert tuple(found) == clients
+        for client, update in found.items():
+            assert np.array_equal(update, record.updates_of((client,))[0])
+
+    with DiskHistory.open(folder, write=True) as history:
+        history.erase({7})
+    assert tuple(namespace["read_updates"](folder, 1)) == (0, 2)
+
+
+def test_the_format_page_names_every_table_column_and_tensor():
+    """A new kind of data needs a line on the page, and a line in the data map."""
+    page = (ROOT / "docs" / "history-format.md").read_text("utf-8")
+    for name in re.findall(r"CREATE TABLE (\w+)", _TABLES):
+        assert f"| `{name}` |" in page
+    columns = set(re.findall(r"\b(\w+) (?:TEXT|INTEGER|REAL)\b", _TABLES))
+    for column in columns - {"key", "value"}:  # of the settings, which are named below
+        assert f"`{column}`" in page, column
+    settings = Settings("", LAYOUT, codec("float32"), retention("all"), True)
+    for key in first_meta(settings):
+        assert f"`{key}`" in page, key
+    assert set(KIND_OF_PART) == set(PARTS_OF_OTHERS)
+    for part in KIND_OF_PART:
+        assert f"| `{part}` |" in page
+    for name in [*CODECS, *RETENTIONS]:
+        assert f"`{name}" in page + (ROOT / "docs" / "concepts.md").read_text("utf-8")

@@ -1,166 +1,262 @@
-"""Both histories keep the same promises; the one on disk keeps them after a crash."""
+"""All histories keep the same promises; those on disk keep them when opened again."""
 
-import errno
-import json
+import hashlib
 import os
 import re
+import shutil
 import sqlite3
+import stat
+import statistics
+import subprocess
+import sys
 import threading
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
-from fedunlearn.errors import HistoryError
+from fedunlearn.errors import (
+    ConfigError,
+    DamagedError,
+    HistoryError,
+    RequestError,
+    UnknownNameError,
+)
 from fedunlearn.history import (
     ArraysInMemory,
     DiskHistory,
+    Holdings,
     InMemoryHistory,
-    RoundRecord,
+    ServerState,
     SetAside,
     first_round_of,
     records,
 )
+from fedunlearn.history.format1 import read_format1
+from fedunlearn.history.migrate import migrate
+from fedunlearn.history.names import MOST_NAME_BYTES, find_client, printable
 from fedunlearn.params import Layout
+from tests.history_helpers import (
+    LATE,
+    LAYOUT,
+    WatchedFiles,
+    a_record,
+    a_state,
+    history_digest,
+)
+from tests.nasty_names import DIGITS, LONE_SURROGATE, NASTY
 
-LAYOUT = Layout(("weight", "bias"), ((2, 2), ()))
-AWKWARD = [-0.0, 1e-45, np.float32(3.4028235e38), np.inf, -1.1754942e-38]
+WHO = (0, 3, 7)
+P = LAYOUT.size
+GOLDEN = Path(__file__).parent / "golden"
+AWKWARD = [-0.0, 1e-45, np.float32(3.4028235e38), np.inf, -1.1754942e-38, 1, -np.inf, 0]
+COUNTS = ("num_examples", "num_steps", "num_samples")
 
 
-def a_record(index=1, clients=(0, 3, 7), **changes):
-    rng = np.random.default_rng(abs(int(index)))
-    count = len(clients)
-    fields = {
-        "index": index,
-        "clients": clients,
-        "num_examples": np.arange(10, 10 + count, dtype=np.int64),
-        "num_steps": np.arange(count, dtype=np.int64),
-        "num_samples": np.arange(100, 100 + count, dtype=np.int64),
-        "asked": tuple(sorted({*clients, 99})),
-        "set_aside": (SetAside(99, "late"), SetAside(None, "Ünbekannt")),
-        "arrays": ArraysInMemory(
-            rng.standard_normal(5, np.float32),
-            rng.standard_normal((count, 5), np.float32),
-        ),
-    }
-    return RoundRecord(**{**fields, **changes})
+def a_round(index=1, clients=WHO, **changes):
+    """A round whose fields can be replaced, the arrays by ``model`` and ``matrix``."""
+    record = a_record(abs(int(index)) or 1, tuple(map(int, clients)))
+    arrays_ = replace(
+        record.arrays,
+        **{k: changes.pop(k) for k in ("model", "matrix") if k in changes},
+    )
+    fields = {"index": index, "clients": clients, "arrays": arrays_, **changes}
+    return replace(record, **fields)
+
+
+def same_arrays(one, other):
+    return (one.dtype, one.shape) == (
+        other.dtype,
+        other.shape,
+    ) and one.tobytes() == other.tobytes()
+
+
+def same_states(one, other):
+    assert one.random == other.random
+    for ours, theirs in ((one.arrays, other.arrays), (one.rule, other.rule)):
+        assert list(ours) == list(theirs)
+        for name, array in ours.items():
+            assert same_arrays(np.asarray(array), np.asarray(theirs[name])), name
+    return True
 
 
 def assert_same(one, other):
-    for name in ("index", "clients", "asked", "set_aside"):
+    """Check that two records say the same, to the bit."""
+    for name in ("index", "clients", "asked", "set_aside", "dropped", "loss"):
         assert getattr(one, name) == getattr(other, name), name
-    for name in ("num_examples", "num_steps", "num_samples", "broadcast", "updates"):
-        first, second = getattr(one, name), getattr(other, name)
-        assert (first.dtype, first.shape) == (second.dtype, second.shape), name
-        assert first.tobytes() == second.tobytes(), name
+    assert one.seconds == other.seconds
+    for name in (*COUNTS, "broadcast", "updates"):
+        assert same_arrays(getattr(one, name), getattr(other, name)), name
+    felt = one.sensitivities, other.sensitivities
+    assert felt[0] is felt[1] is None or same_arrays(*felt)
+    assert same_states(one.arrays.state(), other.arrays.state())
+
+
+DISKS = {"sealed": True, "unsealed": False}
+
+
+@pytest.fixture(params=["memory", *DISKS])
+def history(request, tmp_path):
+    """An empty history of each kind, open for writing."""
+    if request.param == "memory":
+        yield InMemoryHistory(LAYOUT)
+        return
+    sealed = DISKS[request.param]
+    with DiskHistory.create(tmp_path / "history", LAYOUT, sealed=sealed) as disk:
+        yield disk
+
+
+@pytest.fixture(params=DISKS.values(), ids=DISKS)
+def sealed(request):
+    return request.param
 
 
 @pytest.fixture
-def disk(tmp_path):
-    history = DiskHistory.create(tmp_path / "history", LAYOUT)
-    yield history
-    history.close()
+def folder(sealed, tmp_path):
+    """A closed history of rounds 1 and 2."""
+    folder = tmp_path / "history"
+    with DiskHistory.create(folder, LAYOUT, sealed=sealed) as history:
+        history.append_round(a_round(1), a_state(1))
+        history.append_round(a_round(2), a_state(2))
+    return folder
 
 
-@pytest.fixture(params=["memory", "disk"])
-def history(request):
-    if request.param == "memory":
-        return InMemoryHistory(LAYOUT)
-    return request.getfixturevalue("disk")
+@pytest.fixture
+def opened(folder):
+    """The same, open for writing."""
+    with DiskHistory.open(folder, write=True) as history:
+        yield history
 
 
-# --- what both promise ---------------------------------------------------------------
+def is_clean(folder):
+    with DiskHistory.open(folder) as history:
+        assert history.check(read_data=True) == []
+    return True
+
+
+def files_of(folder):
+    """Path -> bytes of every file but those that belong to an open SQLite."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.endswith(("-shm", "-wal"))
+    }
+
+
+# --- what all promise ------------------------------------------------------------------
 
 
 def test_a_new_history_is_empty(history):
-    assert history.rounds == ()
+    assert history.rounds == history.clients == ()
+    assert history.withdrawn == frozenset()
     assert history.layout == LAYOUT
-    assert history.keeps == ("all", "all")
+    assert history.holds == Holdings(update_bytes=4 * P, broadcast_bytes=4 * P)
+    assert history.tip is None
     assert history.rounds_of(3) == ()
+    assert list(records(history)) == []
     with pytest.raises(HistoryError, match=r"round 1 was not recorded.*no round"):
         history.round(1)
 
 
 def test_a_round_comes_back_as_it_went_in(history):
-    record = a_record()
+    record = a_round(set_aside=(SetAside(LATE, "late"), SetAside(None, "Ünbekannt")))
     history.append_round(record)
     assert_same(history.round(1), record)
+    assert history.round(1).kept == WHO
 
 
 def test_awkward_floats_keep_their_bits(history):
     matrix = np.array([AWKWARD, AWKWARD[::-1]], np.float32)
     matrix[1, 0] = np.nan
-    arrays_ = ArraysInMemory(np.array(AWKWARD, np.float32), matrix)
-    record = a_record(clients=(1, 2), arrays=arrays_)
+    matrix.view(np.uint32)[1, 1] = 0x7FA1_B2C3  # a NaN with a payload
+    record = a_round(1, (1, 2), model=np.array(AWKWARD, np.float32), matrix=matrix)
     history.append_round(record)
     assert_same(history.round(1), record)
 
 
 def test_strided_arrays_keep_their_values(history):
-    matrix = np.asfortranarray(np.arange(15, dtype=np.float32).reshape(3, 5))
-    model = np.arange(10, dtype=np.float32)[::2]
-    history.append_round(a_record(arrays=ArraysInMemory(model, matrix)))
+    matrix = np.asfortranarray(np.arange(3 * P, dtype=np.float32).reshape(3, P))
+    model = np.arange(2 * P, dtype=np.float32)[::2]
+    history.append_round(a_round(model=model, matrix=matrix))
     assert history.round(1).updates.tolist() == matrix.tolist()
-    assert history.round(1).broadcast.tolist() == [0, 2, 4, 6, 8]
+    assert history.round(1).broadcast.tolist() == list(range(0, 2 * P, 2))
 
 
 def test_a_round_in_which_nobody_answered_can_be_kept(history):
-    record = a_record(clients=())
+    record = a_round(clients=())
     history.append_round(record)
+    history.append_round(a_round(2))
     assert_same(history.round(1), record)
-    assert history.round(1).updates.shape == (0, 5)
+    assert history.round(1).updates.shape == (0, P)
+    assert history.round(1).updates_of(()).shape == (0, P)
+    assert history.holds.updates == {1, 2}
+    assert history.clients == WHO
 
 
 def test_rounds_are_appended_in_order_and_may_leave_gaps(history):
     for index in (1, 2, 5, 9):
-        history.append_round(a_record(index))
+        history.append_round(a_round(index))
     assert history.rounds == (1, 2, 5, 9)
     assert [r.index for r in records(history)] == [1, 2, 5, 9]
+    assert history.holds.updates == history.holds.broadcasts == {1, 2, 5, 9}
 
 
 @pytest.mark.parametrize("index", [0, -1, 1, 2])
 def test_a_round_that_does_not_follow_the_last_is_refused(history, index):
-    history.append_round(a_record(2))
+    history.append_round(a_round(2), a_state(2))
     with pytest.raises(HistoryError, match=f"round {index} cannot follow round 2"):
-        history.append_round(a_record(index, clients=(5,)))
+        history.append_round(a_round(index, (5,)), a_state(7))
     assert history.rounds == (2,)
-    assert_same(history.round(2), a_record(2))
+    assert history.clients == WHO
+    assert_same(history.round(2), a_round(2))
+    assert same_states(history.tip.state, a_state(2))
 
 
 def test_an_unknown_round_is_named_with_the_span_that_is_known(history):
-    history.append_round(a_record(2))
-    history.append_round(a_record(4))
-    with pytest.raises(
-        HistoryError, match="round 3 was not recorded; the history holds rounds 2 to 4"
-    ):
-        history.round(3)
+    history.append_round(a_round(2))
+    history.append_round(a_round(4))
+    for index in (3, 1, 5, 0, -2, np.int64(3)):
+        with pytest.raises(
+            HistoryError,
+            match=f"round {index} was not recorded; the history holds rounds 2 to 4",
+        ):
+            history.round(index)
 
 
 def test_the_rounds_of_a_client_are_those_it_was_aggregated_in(history):
-    history.append_round(a_record(1, clients=(0, 3)))
-    history.append_round(a_record(2, clients=(3, 5)))
-    history.append_round(a_record(4, clients=(0, 5)))
+    history.append_round(a_round(1, (0, 3)))
+    history.append_round(a_round(2, (3, 5)))
+    history.append_round(a_round(4, (0, 5)))
     assert history.rounds_of(0) == (1, 4)
     assert history.rounds_of(3) == (1, 2)
-    assert history.rounds_of(99) == ()  # asked every time, never aggregated
+    assert history.rounds_of(LATE) == ()  # asked every time, never aggregated
+    assert history.clients == (0, 3, 5)
 
 
 def test_a_numpy_integer_is_as_good_an_id_as_a_python_one(history):
     """SQLite finds nothing under one: rollback then took the leaver for a stranger."""
     ids = tuple(np.arange(3))
-    history.append_round(a_record(np.int64(1), clients=ids, asked=ids))
-    assert history.rounds_of(np.int64(2)) == (1,)
-    assert history.rounds_of(2) == (1,)
-    assert history.round(np.int64(1)).clients == (0, 1, 2)
+    record = a_round(
+        np.int64(1), ids, asked=ids, set_aside=(SetAside(np.int64(9), "late"),)
+    )
+    history.append_round(record, a_state(1))
+    assert history.rounds_of(np.int64(2)) == history.rounds_of(2) == (1,)
+    assert_same(history.round(np.int64(1)), record)
     assert first_round_of(history, frozenset({np.int64(1)})) == 1
+    assert history.round(1).updates_of(np.array([2, 0])).shape == (2, P)
+    assert history.tip.round == 1
+    history.append_round(a_round(2))
 
 
 def test_the_first_round_of_several_clients_is_the_earliest(history):
-    history.append_round(a_record(2, clients=(0, 3)))
-    history.append_round(a_record(4, clients=(3, 5)))
+    history.append_round(a_round(2, (0, 3)))
+    history.append_round(a_round(4, (3, 5)))
     assert first_round_of(history, {5}) == 4
     assert first_round_of(history, {3, 5}) == 2
     assert first_round_of(history, {1, 99}) is None
@@ -168,15 +264,17 @@ def test_the_first_round_of_several_clients_is_the_earliest(history):
 
 
 def test_updates_come_in_the_order_they_are_asked_for(history):
-    history.append_round(a_record())
-    record, whole = history.round(1), a_record().updates
+    history.append_round(a_round())
+    record, whole = history.round(1), a_round().updates
     assert record.updates_of((7, 0)).tolist() == whole[[2, 0]].tolist()
-    assert record.updates_of(()).shape == (0, 5)
-    assert record.examples_of((7, 0)).tolist() == [12, 10]
+    assert record.updates_of((3, 3)).tolist() == whole[[1, 1]].tolist()
+    assert record.updates_of(WHO).tolist() == whole.tolist()
+    assert record.updates_of(()).shape == (0, P)
+    assert record.examples_of((7, 0)).tolist() == [18, 11]
 
 
 def test_a_client_that_is_not_in_the_round_is_named(history):
-    history.append_round(a_record())
+    history.append_round(a_round())
     for ask in (history.round(1).updates_of, history.round(1).examples_of):
         with pytest.raises(HistoryError, match="round 1 holds no update of client 99"):
             ask((0, 99))
@@ -185,20 +283,19 @@ def test_a_client_that_is_not_in_the_round_is_named(history):
 
 
 def test_shares_follow_example_counts_and_sum_to_one(history):
-    history.append_round(a_record(num_examples=np.array([10, 30, 60], np.int64)))
-    shares = [history.round(1).share_of(c) for c in (0, 3, 7)]
+    history.append_round(a_round(num_examples=np.array([10, 30, 60], np.int64)))
+    shares = [history.round(1).share_of(c) for c in WHO]
     assert shares == pytest.approx([0.1, 0.3, 0.6])
-    assert sum(shares) == pytest.approx(1)
 
 
 def test_nothing_can_be_written_through_a_record(history):
-    history.append_round(a_record())
+    history.append_round(a_round())
     record = history.round(1)
     for array in (record.broadcast, record.updates):
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
     record.updates_of((3,))[...] = 0  # a copy
-    assert_same(history.round(1), a_record())
+    assert_same(history.round(1), a_round())
 
 
 def test_rounds_can_be_appended_from_another_thread(history):
@@ -207,7 +304,7 @@ def test_rounds_can_be_appended_from_another_thread(history):
     def work():
         try:
             for index in (1, 2, 3):
-                history.append_round(a_record(index))
+                history.append_round(a_round(index))
         except Exception as error:  # noqa: BLE001
             failures.append(error)
 
@@ -216,16 +313,265 @@ def test_rounds_can_be_appended_from_another_thread(history):
     thread.join()
     assert not failures
     assert history.rounds == (1, 2, 3)
-    assert_same(history.round(2), a_record(2))
+    assert_same(history.round(2), a_round(2))
 
+
+# --- where the server stands -----------------------------------------------------------
+
+ODD_ARRAYS = {
+    "float64": np.array([np.pi, np.nan, -0.0, 5e-324]),
+    "float32": np.float32([1, np.inf]),
+    "float16": np.array([[0.1, 65504]], np.float16),
+    "int64": np.array([2**63 - 1, -(2**63)]),
+    "uint8": np.arange(5, dtype=np.uint8),
+    "uint64": np.array([2**64 - 1], np.uint64),
+    "bool": np.array([[True], [False]]),
+    "complex": np.array([1j, 2], np.complex64),
+    "0-d": np.array(7.25),
+    "0-d int": np.array(7),
+    "empty": np.empty((0, 3), np.float32),
+    "transposed": np.arange(12.0).reshape(3, 4).T,
+    "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "strided": np.arange(10)[::3],
+    "backwards": np.arange(4.0)[::-1],
+    "broadcast": np.broadcast_to(np.float32(3), (2, 2)),
+    "z/../../etc": np.ones(1),
+    "a\0\n\N{GRINNING FACE}": np.ones(2),
+    "": np.ones(3),
+    "random": np.ones(4),
+}
+
+
+def test_a_state_comes_back_with_every_dtype_shape_and_name(history):
+    state = ServerState(ODD_ARRAYS, dict(reversed(ODD_ARRAYS.items())), '[3, "x"]')
+    history.append_round(a_round(), state)
+    assert history.tip.round == 1
+    assert same_states(history.tip.state, state)
+
+
+def test_a_round_keeps_the_state_it_began_with(history):
+    state = ServerState(rule=ODD_ARRAYS, random="[1]")
+    record = a_round()
+    record = replace(record, arrays=replace(record.arrays, server=state))
+    history.append_round(record, a_state(1))
+    assert same_states(history.round(1).arrays.state(), state)
+    assert same_states(history.tip.state, a_state(1))
+
+
+def test_the_tip_is_that_of_the_last_round(history):
+    history.append_round(a_round(1), a_state(1))
+    history.append_round(a_round(5), a_state(5))
+    assert history.tip.round == 5
+    assert same_states(history.tip.state, a_state(5))
+    history.append_round(a_round(6))
+    assert history.tip.round == 6
+    assert same_states(history.tip.state, ServerState())
+    history.append_round(a_round(7), ServerState())
+    assert same_states(history.tip.state, ServerState())
+
+
+def test_numbers_in_another_byte_order_come_back_as_numbers(history):
+    state = ServerState(
+        {"a": np.arange(3, dtype=">f4"), "b": np.arange(3, dtype=">i8")}
+    )
+    history.append_round(a_round(), state)
+    for name, array in state.arrays.items():
+        assert history.tip.state.arrays[name].tolist() == array.tolist()
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.array(["text"]), np.array([None]), np.array(["2020"], "M8[D]"), object()],
+    ids=["text", "object", "date", "no array"],
+)
+def test_a_state_that_cannot_be_stored_is_refused_before_anything_is_written(
+    opened, array
+):
+    before = files_of(opened.folder)
+    for state in (ServerState({"a": array}), ServerState(rule={"a": array})):
+        with pytest.raises(HistoryError, match="'a'"):
+            opened.append_round(a_round(3), state)
+        record = a_round(3)
+        record = replace(record, arrays=replace(record.arrays, server=state))
+        with pytest.raises(HistoryError, match="'a'"):
+            opened.append_round(record)
+    assert files_of(opened.folder) == before
+    opened.append_round(a_round(3), a_state(3))
+
+
+# --- what is refused -------------------------------------------------------------------
+
+WRONG = {
+    "double model": {"model": np.zeros(P)},
+    "half model": {"model": np.zeros(P, np.float16)},
+    "whole model": {"model": np.zeros(P, np.int32)},
+    "swapped bytes": {"matrix": np.zeros((3, P), ">f4")},
+    "double updates": {"matrix": np.zeros((3, P))},
+    "a longer model": {"model": np.zeros(P + 1, np.float32)},
+    "a flat matrix": {"matrix": np.zeros(3 * P, np.float32)},
+    "a row too many": {"matrix": np.zeros((4, P), np.float32)},
+    "a column too few": {"matrix": np.zeros((3, P - 1), np.float32)},
+    "a matrix for a model": {"model": np.zeros((1, P), np.float32)},
+    "no model": {"model": np.zeros(0, np.float32)},
+    "not ascending": {"clients": (7, 3, 0)},
+    "twice the same": {"clients": (3, 3, 7)},
+    "below zero": {"clients": (-1, 3, 7)},
+    "beyond 32 bits": {"clients": (0, 3, 2**32)},
+    "beyond 64 bits": {"clients": (0, 3, 2**64)},
+    "a late round": {"index": 2**32},
+    "an endless round": {"index": 2**64},
+    **{
+        f"{name} {what}": {name: value}
+        for name in COUNTS
+        for what, value in {
+            "too few": np.array([1, 2]),
+            "too many": np.array([1, 2, 3, 4]),
+            "fractions": np.array([1.5, 2, 3]),
+            "in a column": np.array([[1], [2], [3]]),
+            "negative": np.array([1, -2, 3]),
+        }.items()
+    },
+    "sensitivities too few": {"sensitivities": np.array([1.0, 2.0])},
+    "sensitivities NaN": {"sensitivities": np.array([1.0, np.nan, 2.0])},
+    "loss NaN": {"loss": np.nan},
+    "loss infinite": {"loss": np.inf},
+    "time NaN": {"seconds": np.nan},
+}
+
+
+def mapped(fields):
+    """Return a wrong round with the index 3 unless that is what is wrong."""
+    record = a_round(3)
+    arrays_ = replace(
+        record.arrays, **{k: v for k, v in fields.items() if k in ("model", "matrix")}
+    )
+    rest = {k: v for k, v in fields.items() if k not in ("model", "matrix")}
+    return replace(record, arrays=arrays_, **rest)
+
+
+@pytest.mark.parametrize("fields", WRONG.values(), ids=WRONG)
+def test_a_wrong_round_is_refused_before_anything_is_written(history, fields):
+    history.append_round(a_round(1), a_state(1))
+    on_disk = isinstance(history, DiskHistory)
+    before = files_of(history.folder) if on_disk else None
+    with pytest.raises(HistoryError):
+        history.append_round(mapped(fields), a_state(3))
+    assert history.rounds == (1,)
+    assert same_states(history.tip.state, a_state(1))
+    if on_disk:
+        assert files_of(history.folder) == before
+    history.append_round(a_round(3), a_state(3))
+    assert_same(history.round(3), a_round(3))
+
+
+@pytest.mark.parametrize("retention", ["every:2", "sums", "sensitivities", "last:1"])
+@pytest.mark.parametrize("fields", WRONG.values(), ids=WRONG)
+def test_what_is_kept_of_a_round_does_not_decide_what_is_refused(
+    tmp_path, fields, retention
+):
+    with DiskHistory.create(tmp_path, LAYOUT, retention=retention) as history:
+        history.append_round(a_round(1))
+        before = files_of(tmp_path)
+        with pytest.raises(HistoryError):
+            history.append_round(mapped(fields))
+        assert files_of(tmp_path) == before
+        assert history.check(read_data=True) == []
+
+
+def test_numbers_of_any_kind_come_back_as_plain_ones(history):
+    """SQLite keeps a NumPy float as a blob, without a word."""
+    record = a_round(
+        loss=np.float32(0.5),
+        seconds=np.float32(1.5),
+        num_steps=np.array([1, 2, 3], np.int32),
+    )
+    history.append_round(record)
+    found = history.round(1)
+    assert (found.loss, found.seconds) == (0.5, 1.5)
+    assert found.num_steps.tolist() == [1, 2, 3]
+
+
+def test_the_largest_ids_and_rounds_can_be_recorded(history):
+    last = 2**32 - 2
+    ids = (0, 2**32 - 1)
+    history.append_round(a_round(last, ids, num_steps=np.array([0, 2**63 - 1])))
+    assert history.rounds_of(2**32 - 1) == (last,)
+    assert history.round(last).num_steps.tolist() == [0, 2**63 - 1]
+
+
+# --- layouts without much in them ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout((), ()),
+        Layout(("nothing",), ((0, 3),)),
+        Layout(("scalar",), ((),)),
+        Layout(("a", "b"), ((), ())),
+    ],
+    ids=["no array", "empty array", "scalar", "scalars"],
+)
+@pytest.mark.parametrize("codec", ["float32", "float16", "bfloat16", "int8", "top_k:1"])
+def test_small_models_are_models(sealed, tmp_path, layout, codec):
+    size = layout.size
+    record = a_round(
+        model=np.arange(size, dtype=np.float32),
+        matrix=np.arange(3 * size, dtype=np.float32).reshape(3, size),
+    )
+    with DiskHistory.create(tmp_path, layout, sealed=sealed, codec=codec) as history:
+        history.append_round(record, a_state(1))
+        history.append_round(replace(record, index=2))
+    with DiskHistory.open(tmp_path) as history:
+        assert history.layout == layout
+        assert history.round(1).broadcast.tolist() == record.broadcast.tolist()
+        assert history.round(2).updates.shape == (3, size)
+        assert np.abs(history.round(2).updates - record.updates).sum() < 0.1
+        assert history.round(1).updates_of((7,)).shape == (1, size)
+    assert is_clean(tmp_path)
+
+
+# --- running sums ----------------------------------------------------------------------
+
+
+def test_sums_are_shares_times_updates(history, tmp_path):
+    rounds = [a_round(1), a_round(2, (0, 7)), a_round(3, (3, 9))]
+    with DiskHistory.create(tmp_path / "s", LAYOUT, retention="sums") as disk:
+        for record in rounds:
+            disk.append_round(record)
+        for client in (0, 3, 7, 9):
+            want = sum(
+                record.share_of(client) * record.updates_of((client,))[0].astype(float)
+                for record in rounds
+                if client in record.clients
+            )
+            np.testing.assert_allclose(disk.sum_of(client), want, rtol=1e-5, atol=1e-6)
+        assert disk.holds.sums_from == 1
+        assert disk.sum_of(np.int64(7)).tolist() == disk.sum_of(7).tolist()
+        with pytest.raises(HistoryError, match="no running sum of client 1 is kept"):
+            disk.sum_of(1)
+        if isinstance(history, InMemoryHistory):
+            for record in rounds:
+                history.append_round(record)
+            for client in (0, 3, 7, 9):
+                assert same_arrays(history.sum_of(client), disk.sum_of(client))
+            with pytest.raises(HistoryError, match="no running sum of client 1 is"):
+                history.sum_of(1)
+        else:
+            with pytest.raises(HistoryError, match="keeps no running sums"):
+                history.sum_of(0)
+
+
+# --- those on disk ---------------------------------------------------------------------
 
 FLOATS = st.floats(width=32, allow_subnormal=True)
+MODELS = arrays(np.float32, P, elements=FLOATS)
+TEXTS = st.lists(st.text(st.characters(codec="utf-8")), max_size=3)
+MATRICES = arrays(np.float32, st.tuples(st.integers(0, 4), st.just(P)), elements=FLOATS)
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@given(
-    arrays(np.float32, st.tuples(st.integers(0, 4), st.just(5)), elements=FLOATS),
-    st.data(),
-)
+@given(MATRICES, st.data())
 @settings(
     max_examples=25,
     deadline=None,
@@ -233,307 +579,576 @@ FLOATS = st.floats(width=32, allow_subnormal=True)
 )
 def test_any_round_survives_closing_and_reopening(tmp_path_factory, matrix, data):
     count = len(matrix)
+    counts = st.lists(st.integers(0, 2**63 - 1), min_size=count, max_size=count)
     ids = data.draw(
-        st.lists(st.integers(0, 2**40), min_size=count, max_size=count, unique=True)
+        st.lists(st.integers(0, 2**32 - 1), min_size=count, max_size=count, unique=True)
     )
-    record = a_record(
+    record = a_round(
         data.draw(st.integers(1, 10**9)),
         clients=tuple(sorted(ids)),
-        arrays=ArraysInMemory(
-            data.draw(arrays(np.float32, 5, elements=FLOATS)), matrix
-        ),
+        model=data.draw(MODELS),
+        matrix=matrix,
         set_aside=tuple(SetAside(None, text) for text in data.draw(TEXTS)),
+        loss=data.draw(st.none() | FINITE),
+        seconds=data.draw(FINITE),
+        num_steps=np.array(data.draw(counts), np.int64),
     )
     folder = tmp_path_factory.mktemp("history")
-    disk = DiskHistory.create(folder, LAYOUT)
-    disk.append(record)
-    disk.close()
-    reopened = DiskHistory.open(folder)
-    assert_same(reopened.round(record.index), record)
-    reopened.close()
-
-
-MODELS = arrays(np.float32, 5, elements=FLOATS)
-TEXTS = st.lists(st.text(st.characters(codec="utf-8")), max_size=3)
-
-
-# --- the one on disk -----------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(disk, tmp_path):
-    """A closed history of rounds 1 and 2."""
-    disk.append(a_record(1))
-    disk.append(a_record(2))
-    disk.close()
-    return tmp_path / "history"
-
-
-def segment(folder, index):
-    return folder / "rounds" / f"{index:06d}.safetensors"
-
-
-@pytest.fixture
-def opened(folder):
-    history = DiskHistory.open(folder)
-    yield history
-    history.close()
+    sealed = data.draw(st.booleans())
+    with DiskHistory.create(folder, LAYOUT, sealed=sealed) as disk:
+        disk.append_round(record)
+    with DiskHistory.open(folder) as disk:
+        assert_same(disk.round(record.index), record)
+        assert disk.check(read_data=True) == []
 
 
 def test_it_can_be_reopened_and_continued(folder):
-    history = DiskHistory.open(folder)
-    assert history.layout == LAYOUT
-    assert history.rounds == (1, 2)
-    history.append_round(a_record(3))
-    history.close()
-    again = DiskHistory.open(folder)
-    for index in (1, 2, 3):
-        assert_same(again.round(index), a_record(index))
-    again.close()
+    with DiskHistory.open(folder, write=True) as history:
+        assert history.layout == LAYOUT
+        assert history.rounds == (1, 2)
+        assert same_states(history.tip.state, a_state(2))
+        history.append_round(a_round(3), a_state(3))
+    with DiskHistory.open(folder) as again:
+        for index in (1, 2, 3):
+            assert_same(again.round(index), a_round(index))
+        assert same_states(again.tip.state, a_state(3))
+    assert is_clean(folder)
 
 
-def test_updates_are_memory_mapped(opened):
-    record = opened.round(1)
-    assert isinstance(record.updates, np.memmap)
-    assert isinstance(record.broadcast, np.memmap)
-    assert record.updates.mode == "r"
+def test_what_is_fixed_at_first_is_found_again(tmp_path):
+    for codec, retention in (("int8", "last:2"), ("top_k:0.5", "crab:0.1,0.5,0.5")):
+        place = tmp_path / codec
+        DiskHistory.create(place, LAYOUT, codec=codec, retention=retention).close()
+        with DiskHistory.open(place) as history:
+            stats = history.stats()
+            assert (stats.codec, stats.retention) == (codec, retention)
+            assert stats.parameters == P
+            assert history.layout == LAYOUT
+
+
+@pytest.mark.parametrize(
+    ("setting", "error"),
+    [
+        ({"codec": "flaot32"}, UnknownNameError),
+        ({"codec": "top_k:2"}, ConfigError),
+        ({"retention": "every:0"}, ConfigError),
+        ({"retention": "some"}, UnknownNameError),
+        ({"names": {0: "a", 1: "a"}}, RequestError),
+    ],
+    ids=str,
+)
+def test_a_wrong_setting_leaves_no_folder(tmp_path, setting, error):
+    with pytest.raises(error):
+        DiskHistory.create(tmp_path / "new", LAYOUT, **setting)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_updates_are_memory_mapped_if_they_are_stored_as_they_are(tmp_path):
+    with DiskHistory.create(tmp_path, LAYOUT, sealed=False) as history:
+        history.append_round(a_round())
+    with DiskHistory.open(tmp_path) as history:
+        record = history.round(1)
+        assert isinstance(record.updates, np.memmap)
+        assert isinstance(record.broadcast, np.memmap)
+        assert record.updates.mode == "r"
+
+
+def test_nothing_is_read_before_it_is_asked_for(folder):
+    only(folder, "round-000001").unlink()
+    with DiskHistory.open(folder) as history:
+        record = history.round(1)
+        assert record.clients == WHO
+        assert record.num_examples.tolist() == a_round(1).num_examples.tolist()
+        path = re.escape(str(folder / "segments" / "round-000001"))
+        for read in (
+            lambda: record.broadcast,
+            lambda: record.updates,
+            lambda: record.updates_of((3,)),
+            record.arrays.state,
+        ):
+            with pytest.raises(DamagedError, match=path):
+                read()
+        assert_same(history.round(2), a_round(2))
+
+
+def only(folder, start):
+    (path,) = (folder / "segments").glob(f"{start}-*")
+    return path
 
 
 def test_a_record_stays_readable_after_closing(opened):
-    record = opened.round(1)
+    before, after = opened.round(1), opened.round(2)
+    assert_same(before, a_round(1))  # opened before, read again after
     opened.close()
-    assert_same(record, a_record(1))
+    assert_same(before, a_round(1))
+    assert_same(after, a_round(2))
 
 
-def test_a_round_file_is_plain_safetensors(folder):
-    found = load_file(segment(folder, 1))
-    assert found.keys() == {"broadcast", "updates"}
-    assert found["updates"].tobytes() == a_record(1).updates.tobytes()
+def test_a_closed_history_says_that_it_is_closed(folder):
+    for write in (False, True):
+        history = DiskHistory.open(folder, write=write)
+        history.close()
+        history.close()
+        for use in (
+            lambda: history.rounds,
+            lambda: history.round(1),
+            lambda: history.tip,
+            lambda: history.append_round(a_round(3)),
+            lambda: history.check(),
+        ):
+            with pytest.raises(HistoryError, match="closed") as caught:
+                use()
+            assert not isinstance(caught.value, DamagedError)
+    assert is_clean(folder)
 
 
-def test_it_knows_how_many_bytes_its_rounds_take(opened, folder):
-    sizes = [path.stat().st_size for path in (folder / "rounds").iterdir()]
-    assert opened.nbytes == sum(sizes)
+@pytest.mark.parametrize(
+    "codec", ["float32", "float16", "int8", "top_k:0.5"], ids=lambda c: c.split(":")[0]
+)
+def test_every_file_is_plain_safetensors(sealed, tmp_path, codec):
+    with DiskHistory.create(tmp_path, LAYOUT, sealed=sealed, codec=codec) as history:
+        history.append_round(a_round(1), a_state(1))
+    found = load_file(only(tmp_path, "round-000001"))
+    assert found.keys() == {"broadcast", "state", "updates", "tags", "seal"}
+    assert found["tags"].shape == (5, 16)
+    assert load_file(only(tmp_path, "tip-000001")).keys() == {"state", "tags", "seal"}
+    if codec == "float32" and not sealed:
+        assert same_arrays(found["updates"], a_round(1).updates)
+        assert same_arrays(found["broadcast"][0], a_round(1).broadcast)
+    if sealed:
+        assert {array.dtype for array in found.values()} == {np.dtype(np.uint8)}
 
 
-def test_an_empty_history_takes_no_bytes(disk):
-    assert disk.nbytes == 0
+def test_the_files_take_the_bytes_that_are_counted(opened):
+    stats = opened.stats()
+    assert stats.nbytes["updates"] == 2 * 3 * 4 * P
+    assert stats.nbytes["broadcasts"] == 2 * 4 * P
+    everything = sum(p.stat().st_size for p in opened.folder.rglob("*") if p.is_file())
+    assert stats.total_bytes == everything
 
 
 def test_a_folder_that_holds_a_history_is_refused(folder):
+    before = files_of(folder)
     with pytest.raises(HistoryError, match="already holds a history"):
         DiskHistory.create(folder, LAYOUT)
-    history = DiskHistory.open(folder)
-    assert history.rounds == (1, 2)
-    history.close()
+    assert files_of(folder) == before
+
+
+def test_a_folder_whose_index_is_gone_is_not_taken_for_a_new_one(folder):
+    """Its keys would be written over, and every round with them."""
+    (folder / "index.db").unlink()
+    before = files_of(folder)
+    with pytest.raises(HistoryError, match="repair"):
+        DiskHistory.create(folder, LAYOUT)
+    assert files_of(folder) == before
 
 
 def test_a_folder_without_a_history_is_named(tmp_path):
-    with pytest.raises(HistoryError, match=re.escape(f"{tmp_path} holds no history")):
-        DiskHistory.open(tmp_path)
+    for write in (False, True):
+        for place in (tmp_path, tmp_path / "missing"):
+            with pytest.raises(
+                HistoryError, match=re.escape(f"{place} holds no history")
+            ):
+                DiskHistory.open(place, write=write)
+    assert list(tmp_path.iterdir()) == []
 
 
-def flip_length(content):
-    return (2**63 - 1).to_bytes(8, "little") + content[8:]
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(HistoryError, match=re.escape(str(place))):
+            DiskHistory.create(place, LAYOUT)
 
 
-def other_json(text):
-    def damage(content):
-        size = int.from_bytes(content[:8], "little")
-        return content[:8] + text.ljust(size).encode() + content[8 + size :]
-
-    return damage
-
-
-DAMAGE = {
-    "truncated": lambda content: content[:-1],
-    "empty": lambda content: b"",
-    "longer": lambda content: content + b"x",
-    "garbage": lambda content: b"\xff" * len(content),
-    "zeros": lambda content: bytes(len(content)),
-    "endless header": flip_length,
-    "header without tensors": other_json("{}"),
-    "header that is a list": other_json("[1, 2]"),
-    "tensor that is a number": other_json('{"broadcast": 1, "updates": 1}'),
-    "tensor beyond the file": other_json(
-        '{"broadcast": {"dtype": "F32", "shape": [99], "data_offsets": [0, 396]},'
-        '"updates": {"dtype": "F32", "shape": [99], "data_offsets": [0, 396]}}'
-    ),
-    "tensor of doubles": other_json(
-        '{"broadcast": {"dtype": "F64", "shape": [2], "data_offsets": [0, 16]},'
-        '"updates": {"dtype": "F64", "shape": [2], "data_offsets": [0, 16]}}'
-    ),
-}
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o022, 0o077])
+def test_only_the_owner_can_read_it_whatever_the_umask(tmp_path, sealed, umask):
+    folder = tmp_path / "a" / "history"
+    old = os.umask(umask)
+    try:
+        history = DiskHistory.create(folder, LAYOUT, sealed=sealed, retention="last:1")
+        history.append_round(a_round(1), a_state(1))
+        history.append_round(a_round(2), a_state(2))
+        if sealed:
+            history.erase([3])
+        while_open = modes(folder)
+        history.close()
+        with DiskHistory.open(folder) as reader:
+            assert reader.rounds == (1, 2)
+            while_read = modes(folder)
+    finally:
+        os.umask(old)
+    for found in (while_open, while_read, modes(folder)):
+        assert found.pop("segments") == found.pop(".") == 0o700
+        assert set(found.values()) == {0o600}, found
 
 
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_round_file_is_named_and_the_others_stay_readable(
-    folder, damage, request
-):
-    path = segment(folder, 1)
-    path.write_bytes(damage(path.read_bytes()))
-    history = DiskHistory.open(folder)
-    request.addfinalizer(history.close)
-    for read in (
-        lambda: history.round(1).updates,
-        lambda: history.round(1).broadcast,
-        lambda: history.round(1).updates_of((3,)),
-    ):
-        with pytest.raises(HistoryError, match=re.escape(str(path))):
-            read()
-    assert_same(history.round(2), a_record(2))
+def modes(folder):
+    return {
+        str(path.relative_to(folder)): stat.S_IMODE(path.stat().st_mode)
+        for path in (folder, *folder.rglob("*"))
+    }
 
 
-def test_a_missing_round_file_is_named(folder, request):
-    segment(folder, 2).unlink()
-    history = DiskHistory.open(folder)
-    request.addfinalizer(history.close)
-    assert history.rounds == (1, 2)
-    with pytest.raises(HistoryError, match=re.escape(str(segment(folder, 2)))):
-        _ = history.round(2).broadcast
+# --- one writer, many readers ----------------------------------------------------------
 
 
-def change_index(folder, *statements):
-    with sqlite3.connect(folder / "index.db") as db:
-        for statement in statements:
-            db.execute(statement)
-    db.close()
+def test_a_reader_cannot_write(folder):
+    before = files_of(folder)
+    with DiskHistory.open(folder) as history:
+        with pytest.raises(HistoryError, match="open for reading only"):
+            history.append_round(a_round(3))
+        with pytest.raises(
+            (HistoryError, RequestError), match="reading only|not sealed"
+        ):
+            history.erase([3])
+    assert files_of(folder) == before
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "DROP TABLE meta",
-        "DELETE FROM meta WHERE key = 'layout'",
-        "DELETE FROM meta WHERE key = 'format'",
-        "UPDATE meta SET value = 'one' WHERE key = 'format'",
-        "UPDATE meta SET value = 'no json' WHERE key = 'layout'",
-        "UPDATE meta SET value = '3' WHERE key = 'layout'",
-        "UPDATE meta SET value = '[[\"a\"], [3]]' WHERE key = 'layout'",
-    ],
-)
-def test_a_damaged_index_is_named_when_it_is_opened(folder, statement):
-    change_index(folder, statement)
-    with pytest.raises(HistoryError, match=r"index\.db is damaged"):
-        DiskHistory.open(folder)
-
-
-@pytest.mark.parametrize("content", [b"", b"garbage" * 1000, b"SQLite format 3\0junk"])
-def test_an_index_that_is_no_database_is_named(folder, content):
-    for leftover in folder.glob("index.db-*"):
-        leftover.unlink()
-    (folder / "index.db").write_bytes(content)
-    with pytest.raises(HistoryError, match=r"index\.db is damaged"):
-        DiskHistory.open(folder)
-
-
-def test_an_index_that_breaks_later_is_named(folder, request):
-    change_index(folder, "DROP TABLE rounds", "DROP TABLE updates")
-    history = DiskHistory.open(folder)
-    request.addfinalizer(history.close)
-    for read in (
-        lambda: history.rounds,
-        lambda: history.round(1),
-        lambda: history.rounds_of(3),
-        lambda: history.nbytes,
-    ):
-        with pytest.raises(HistoryError, match=r"index\.db is damaged"):
-            read()
-
-
-def test_a_newer_format_is_refused_even_if_its_layout_is_written_otherwise(folder):
-    change_index(
-        folder,
-        "UPDATE meta SET value = '2' WHERE key = 'format'",
-        "UPDATE meta SET value = 'binary' WHERE key = 'layout'",
+def test_a_second_writer_is_refused_with_the_first_ones_process(opened):
+    with pytest.raises(HistoryError, match=f"process {os.getpid()}"):
+        DiskHistory.open(opened.folder, write=True)
+    program = (
+        "import sys; from pathlib import Path; from fedunlearn.history import *\n"
+        "DiskHistory.open(Path(sys.argv[1]), write=True)"
     )
-    with pytest.raises(HistoryError, match="has format 2, this version reads 1"):
-        DiskHistory.open(folder)
-
-
-def refuse(*_args, **_kwargs):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.mark.parametrize(
-    "call", ["os.fsync", "pathlib.Path.replace", "pathlib.Path.open"]
-)
-def test_a_full_disk_leaves_the_earlier_rounds_intact(opened, monkeypatch, call):
-    with monkeypatch.context() as patch:
-        patch.setattr(call, refuse)
-        with pytest.raises(HistoryError, match=r"round 3 not recorded.*No space left"):
-            opened.append(a_record(3))
-    assert opened.rounds == (1, 2)
-    assert opened.rounds_of(3) == (1, 2)
-    for index in (1, 2):
-        assert_same(opened.round(index), a_record(index))
-    opened.append(a_record(3))
-    assert_same(opened.round(3), a_record(3))
-
-
-def test_a_round_whose_row_cannot_be_written_does_not_exist(opened, folder):
-    change_index(
-        folder,
-        "CREATE TRIGGER full BEFORE INSERT ON updates WHEN NEW.client = 7"
-        " BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END",
+    child = subprocess.run(
+        [sys.executable, "-c", program, str(opened.folder)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    with pytest.raises(HistoryError, match=r"round 3 not recorded: .*disk is full"):
-        opened.append(a_record(3))
-    assert opened.rounds == (1, 2)
-    assert opened.rounds_of(0) == (1, 2)
-    opened.append(a_record(3, clients=(0, 3)))
-    assert_same(opened.round(3), a_record(3, clients=(0, 3)))
-
-
-def test_a_crash_between_file_and_row_leaves_no_round(folder):
-    orphan = segment(folder, 3)
-    orphan.write_bytes(save({"broadcast": np.zeros(1, np.float32)}))
-    (folder / "rounds" / "000004.tmp").write_bytes(b"half")
-    history = DiskHistory.open(folder)
-    assert history.rounds == (1, 2)
-    with pytest.raises(HistoryError, match="round 3 was not recorded"):
-        history.round(3)
-    history.append_round(a_record(3))
-    assert_same(history.round(3), a_record(3))
-    history.close()
-
-
-def test_a_round_is_written_and_synced_before_it_is_named(opened, monkeypatch):
-    seen = []
-    real = os.fsync
-    monkeypatch.setattr(
-        os,
-        "fsync",
-        lambda fd: (seen.append(sorted(p.name for p in rounds.iterdir())), real(fd))[1],
-    )
-    rounds = opened.round(1).arrays.path.parent
-    opened.append(a_record(3))
-    named = "000003.safetensors"
-    assert named not in seen[0]
-    assert named in seen[1]
-
-
-def test_arrays_of_another_type_are_refused(disk):
-    for model, matrix, name in (
-        (np.zeros(5), np.zeros((3, 5), np.float32), "broadcast"),
-        (np.zeros(5, np.float32), np.zeros((3, 5), np.float64), "updates"),
-        (np.zeros(5, np.float32), np.zeros((3, 5), ">f4"), "updates"),
-    ):
-        with pytest.raises(HistoryError, match=f"{name} must be float32"):
-            disk.append(a_record(arrays=ArraysInMemory(model, matrix)))
-    assert disk.rounds == ()
-
-
-def test_its_layout_survives_as_text_and_shapes(folder):
-    with sqlite3.connect(folder / "index.db") as db:
-        (text,) = db.execute("SELECT value FROM meta WHERE key = 'layout'").fetchone()
-    db.close()
-    assert json.loads(text) == [["weight", "bias"], [[2, 2], []]]
+    assert child.returncode == 1
+    assert f"process {os.getpid()}" in child.stderr
+    opened.append_round(a_round(3))
+    opened.close()
+    with DiskHistory.open(opened.folder, write=True) as next_one:
+        assert next_one.rounds == (1, 2, 3)
+    assert (opened.folder / "LOCK").read_bytes() == b""
 
 
 def test_two_readers_see_what_one_writer_commits(opened, folder):
-    reader = DiskHistory.open(folder)
-    opened.append(a_record(3))
-    assert reader.rounds == (1, 2, 3)
-    assert_same(reader.round(3), a_record(3))
-    reader.close()
+    with DiskHistory.open(folder) as one, DiskHistory.open(folder) as two:
+        assert one.rounds == two.rounds == (1, 2)
+        opened.append_round(a_round(3), a_state(3))
+        for reader in (one, two):
+            assert reader.rounds == (1, 2, 3)
+            assert_same(reader.round(3), a_round(3))
+            assert same_states(reader.tip.state, a_state(3))
+            assert reader.check(read_data=True) == []
+        opened.close()
+        assert_same(one.round(1), a_round(1))
+
+
+def test_a_reader_sees_the_sums_of_the_last_round(tmp_path):
+    with DiskHistory.create(tmp_path, LAYOUT, retention="sums") as writer:
+        writer.append_round(a_round(1))
+        with DiskHistory.open(tmp_path) as reader:
+            assert same_arrays(reader.sum_of(0), writer.sum_of(0))
+            writer.append_round(a_round(2))
+            assert same_arrays(reader.sum_of(0), writer.sum_of(0))
+
+
+def test_a_reader_sees_what_comes_after_an_erasure(tmp_path):
+    with DiskHistory.create(tmp_path, LAYOUT) as writer:
+        writer.append_round(a_round(1, (0, 7)))
+        writer.append_round(a_round(2))
+        with DiskHistory.open(tmp_path) as reader:
+            assert reader.rounds == (1, 2)
+            writer.erase([3], a_state(9))
+            writer.append_round(a_round(3, (0, 7)), a_state(3))
+            assert reader.rounds == (1, 3)
+            assert reader.withdrawn == {3}
+            assert_same(reader.round(3), a_round(3, (0, 7)))
+            assert same_states(reader.tip.state, a_state(3))
+
+
+def test_a_reader_is_never_told_of_damage_while_a_writer_is_busy(tmp_path):
+    """The tip's file changes its name with every round; old rounds are thinned."""
+    trouble, seen = [], []
+    stop = threading.Event()
+
+    def read():
+        try:
+            with DiskHistory.open(tmp_path) as history:
+                while not stop.is_set():
+                    tip = history.tip
+                    seen.append(tip.round)
+                    assert same_states(tip.state, a_state(tip.round))
+                    trouble.extend(f.what for f in history.check() if f.damage)
+        except Exception as error:  # noqa: BLE001
+            trouble.append(repr(error))
+
+    with DiskHistory.create(tmp_path, LAYOUT, retention="last:2") as writer:
+        writer.append_round(a_round(1), a_state(1))
+        thread = threading.Thread(target=read)
+        thread.start()
+        for index in range(2, 80):
+            writer.append_round(a_round(index), a_state(index))
+        stop.set()
+        thread.join()
+    assert trouble == []
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 3
+
+
+# --- names -----------------------------------------------------------------------------
+
+NAMES = dict(enumerate(NASTY))
+
+
+def test_any_text_is_a_name_and_none_becomes_a_path(tmp_path, sealed):
+    place = tmp_path / "inner" / "history"
+    with DiskHistory.create(place, LAYOUT, sealed=sealed, names=NAMES) as history:
+        history.append_round(a_round(1, tuple(NAMES)))
+        assert history.names == NAMES
+    with DiskHistory.open(place) as history:
+        assert history.names == NAMES
+        assert list(history.names) == list(NAMES)
+        for client, name in NAMES.items():
+            assert find_client(name, history.clients, history.names) == client
+    assert is_clean(place)
+    paths = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")]
+    assert all(re.fullmatch(r"[\w./-]+", path) for path in paths)
+    assert {path.split("/")[0] for path in paths} == {"inner"}
+
+
+def test_names_may_be_given_under_numpy_ids(tmp_path):
+    with DiskHistory.create(tmp_path, LAYOUT, names={np.int64(3): "c"}) as history:
+        assert history.names == {3: "c"}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({0: LONE_SURROGATE}, "name of client 0 is not text that can be stored"),
+        ({0: f"a{LONE_SURROGATE}b"}, "name of client 0 is not text"),
+        ({5: "x" * (MOST_NAME_BYTES + 1)}, f"client 5 has {MOST_NAME_BYTES + 1} bytes"),
+        ({1: "é" * MOST_NAME_BYTES}, f"client 1 has {2 * MOST_NAME_BYTES} bytes"),
+        ({2: "a\nb", 4: "a\nb"}, r"clients 2 and 4 have the same name a\\nb$"),
+    ],
+)
+def test_a_name_that_cannot_be_kept_is_refused(tmp_path, names, message):
+    with pytest.raises(RequestError, match=message):
+        DiskHistory.create(tmp_path / "new", LAYOUT, names=names)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_name_of_the_largest_size_is_kept(tmp_path):
+    name = "é" * (MOST_NAME_BYTES // 2)
+    with DiskHistory.create(tmp_path, LAYOUT, names={0: name}) as history:
+        assert history.names[0] == name
+
+
+def test_a_client_is_found_by_name_before_id():
+    names = {3: "7", 7: "Ann"}
+    assert find_client("7", (3, 7), names) == 3
+    assert find_client("3", (3, 7), names) == 3
+    assert find_client("Ann", (3, 7), names) == 7
+    assert find_client("0003", (3, 7), names) == 3
+    for text in ("ann", "Ann ", "+3", "-3", "3.0", "٣", "²", "4", "", DIGITS):
+        with pytest.raises(UnknownNameError, match="unknown client"):
+            find_client(text, (3, 7), names)
+
+
+@pytest.mark.parametrize("text", [*NASTY, LONE_SURROGATE], ids=ascii)
+def test_a_name_nobody_has_is_named_in_one_harmless_line(text):
+    with pytest.raises(UnknownNameError) as caught:
+        find_client(f"{text}!", (0,), {0: text})
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) < 500
+    message.encode()
+
+
+@pytest.mark.parametrize("text", [*NASTY, LONE_SURROGATE], ids=ascii)
+def test_a_printable_name_is_one_short_harmless_line(text):
+    line = printable(text)
+    assert line.isprintable()
+    assert len(line) <= 80
+    line.encode()
+    if text.isprintable() and len(text) <= 80:
+        assert line == text
+
+
+def test_printable_shows_what_it_hides():
+    assert printable("\x1b[2J") == r"\x1b[2J"
+    assert printable("a\nb\0") == r"a\nb\x00"
+    assert printable("\N{RIGHT-TO-LEFT OVERRIDE}x") == r"\u202ex"
+    assert printable("x" * 80) == "x" * 80
+    assert printable("x" * 81) == "x" * 77 + "..."
+
+
+# --- many rounds -----------------------------------------------------------------------
+
+MANY = 3_000
+
+
+def test_many_rounds_open_fast_and_the_last_costs_what_the_first_did(tmp_path):
+    def hurry(method, args, _result):
+        """Let no call wait for the disk: it is not what is measured."""
+        if method == "commit":
+            args[0].execute("PRAGMA synchronous=OFF")
+
+    files = WatchedFiles(after=hurry)
+    files.sync = files.sync_folder = lambda _: None
+    layout = Layout(("w",), ((2,),))
+    record = a_round(
+        clients=(4,), model=np.zeros(2, np.float32), matrix=np.ones((1, 2), np.float32)
+    )
+    times = []
+    with DiskHistory.create(tmp_path, layout, files=files) as history:
+        for index in range(1, MANY + 1):
+            start = time.perf_counter()
+            history.append_round(replace(record, index=index))
+            times.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    with DiskHistory.open(tmp_path) as history:
+        opening = time.perf_counter() - start
+        assert len(history.rounds) == MANY
+        assert history.round(MANY).updates.tolist() == [[1, 1]]
+    assert opening < 2
+    first, last = statistics.median(times[:300]), statistics.median(times[-300:])
+    assert last < 5 * first + 0.002, (first, last)
+
+
+# --- formats ---------------------------------------------------------------------------
+
+
+def test_a_history_of_this_format_opens_for_ever(tmp_path):
+    """Three clients, three rounds, state, names, sealed; its keys lie beside it.
+
+    Made once, on 2026-11-25, by::
+
+        names = {0: "Ada", 1: "B\\u00f6ge", 2: "\\u202eeve"}
+        with DiskHistory.create(GOLDEN / "history-format-2", LAYOUT, names=names) as h:
+            h.append_round(a_record(1, (0, 1)), a_state(1))
+            h.append_round(a_record(2, (0, 1, 2)), a_state(2))
+            h.append_round(a_record(4, (1, 2)), a_state(4))
+
+    with LAYOUT, a_record and a_state of ``tests/history_helpers.py`` as they were then.
+    """
+    folder = tmp_path / "history"
+    shutil.copytree(GOLDEN / "history-format-2", folder)
+    for write in (False, True):
+        with DiskHistory.open(folder, write=write) as history:
+            assert history.rounds == (1, 2, 4)
+            assert history.rounds_of(0) == (1, 2)
+            assert history.names == {0: "Ada", 1: "Böge", 2: "\u202eeve"}
+            assert [f for f in history.check(read_data=True) if f.damage] == []
+            assert history_digest(history) == GOLDEN_DIGEST
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    assert size < 200_000
+
+
+GOLDEN_DIGEST = "TO BE FILLED IN"
+
+
+def change_index(folder, *statements):
+    """Change a closed index, and take its seal away: as after a crash."""
+    (folder / "index.seal").unlink(missing_ok=True)
+    with sqlite3.connect(folder / "index.db") as database:
+        for statement in statements:
+            database.execute(statement)
+    database.close()
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_a_newer_format_is_refused(tmp_path, write):
+    folder = tmp_path / "history"
+    shutil.copytree(GOLDEN / "history-format-2", folder)
+    change_index(folder, "UPDATE meta SET value = '3' WHERE key = 'format'")
+    with pytest.raises(
+        HistoryError, match=r"has format 3, written by a newer version.*up to 2"
+    ) as caught:
+        DiskHistory.open(folder, write=write)
+    assert not isinstance(caught.value, DamagedError)
+
+
+@pytest.mark.parametrize("format_", ["0", "1.5", "²", "two", "-1", ""])
+def test_a_format_that_is_none_is_refused(folder, format_):
+    change_index(folder, f"UPDATE meta SET value = '{format_}' WHERE key = 'format'")
+    with pytest.raises(HistoryError, match="format"):
+        DiskHistory.open(folder)
+
+
+@pytest.fixture
+def old_format(tmp_path):
+    folder = tmp_path / "history"
+    shutil.copytree(GOLDEN / "history-format-1", folder)
+    return folder
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_the_older_format_is_refused_with_the_way_out(old_format, write):
+    with pytest.raises(
+        HistoryError,
+        match=f"format 1.*`fedunlearn history migrate {re.escape(str(old_format))}`",
+    ):
+        DiskHistory.open(old_format, write=write)
+
+
+FORMAT_1_DIGESTS = {
+    1: "TO BE FILLED IN",
+}
+
+
+def test_migrating_keeps_the_rounds_and_the_old_folder(old_format, sealed):
+    before = files_of(old_format)
+    layout, rounds = read_format1(old_format)
+    rounds = list(rounds)
+    kept = migrate(old_format, sealed=sealed)
+    assert kept == old_format.with_name("history.format-1")
+    assert files_of(kept) == before == files_of(GOLDEN / "history-format-1")
+    assert sorted(p.name for p in old_format.parent.iterdir()) == [
+        "history",
+        "history.format-1",
+    ]
+    with DiskHistory.open(old_format, write=True) as history:
+        assert history.layout == layout
+        assert history.rounds == (1, 2, 4)
+        assert history.stats().sealed is sealed
+        for record in rounds:
+            assert_same(history.round(record.index), record)
+        assert {r.index: digest_of(r) for r in records(history)} == FORMAT_1_DIGESTS
+        history.append_round(a_round_like(rounds[-1], 5))
+    assert is_clean(old_format)
+
+
+def digest_of(record):
+    """SHA-256 of a round of the golden history, computed here alone."""
+    digest = hashlib.sha256(repr((record.clients, record.asked)).encode())
+    for name in (*COUNTS, "broadcast", "updates"):
+        digest.update(np.ascontiguousarray(getattr(record, name)).tobytes())
+    return digest.hexdigest()
+
+
+def a_round_like(record, index):
+    return replace(record, index=index)
+
+
+def test_what_is_not_of_format_1_is_not_migrated(folder, tmp_path):
+    before = files_of(folder)
+    with pytest.raises(HistoryError, match="has format 2, not 1"):
+        migrate(folder)
+    with pytest.raises(HistoryError, match="holds no history"):
+        migrate(tmp_path / "nothing")
+    assert files_of(folder) == before
+
+
+def test_an_earlier_copy_is_never_written_over(old_format):
+    kept = old_format.with_name("history.format-1")
+    kept.mkdir()
+    with pytest.raises(HistoryError, match="exists already"):
+        migrate(old_format)
+    assert files_of(old_format) == files_of(GOLDEN / "history-format-1")
+    assert list(kept.iterdir()) == []
+
+
+def test_a_damaged_old_history_is_not_migrated(old_format):
+    path = old_format / "rounds" / "000002.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    before = files_of(old_format)
+    for _ in range(2):
+        with pytest.raises(DamagedError, match="000002"):
+            migrate(old_format)
+    assert files_of(old_format) == before

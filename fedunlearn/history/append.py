@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedunlearn.errors import HistoryError
+from fedunlearn.history.accept import accepted
 from fedunlearn.history.files import sync_folder
-from fedunlearn.history.memory import check_next
 from fedunlearn.history.record import ClientId, RoundRecord, ServerState
 from fedunlearn.history.retention import Keep
 from fedunlearn.history.seal import Bytes, Part, Written
@@ -22,7 +21,7 @@ from fedunlearn.params import Matrix, Vector
 
 def append_round(store: Store, record: RoundRecord, state: ServerState | None) -> None:
     """Commit a round and where the server stands after it."""
-    check_record(store, record)
+    record = _accepted(store, record)
     settings = store.settings
     if settings.retention.sensitivities and record.sensitivities is None:
         record = _with_sensitivities(record)
@@ -48,29 +47,11 @@ def append_round(store: Store, record: RoundRecord, state: ServerState | None) -
         store.files.reached("append.done")
 
 
-def check_record(store: Store, record: RoundRecord) -> None:
-    """Raise HistoryError unless the record may follow what is there."""
+def _accepted(store: Store, record: RoundRecord) -> RoundRecord:
+    """Return the round in plain numbers, or raise HistoryError if it cannot follow."""
     tip, ends = store.tip_file, store.table.first_and_last()
     last = max(ends[1] if ends else 0, tip.round if tip else 0)
-    check_next(record.index, last)
-    if gone := sorted(store.withdrawn.intersection(record.clients)):
-        raise HistoryError(
-            f"client {gone[0]} was erased from this history and cannot be recorded"
-        )
-    size = store.settings.layout.size
-    check_arrays(record.broadcast, record.updates, len(record.clients), size)
-
-
-def check_arrays(broadcast: Vector, updates: Matrix, count: int, size: int) -> None:
-    """Raise HistoryError unless a round's arrays are what the layout says."""
-    expected = {"broadcast": (size,), "updates": (count, size)}
-    for name, array in (("broadcast", broadcast), ("updates", updates)):
-        if array.dtype != np.float32:
-            raise HistoryError(f"{name} must be float32, got {array.dtype}")
-        if array.shape != expected[name]:
-            raise HistoryError(
-                f"{name} should have shape {expected[name]}, found {array.shape}"
-            )
+    return accepted(record, store.settings.layout, last, store.withdrawn)
 
 
 def note_bytes(store: Store, change: int) -> None:
@@ -99,19 +80,18 @@ def _write_round(
     """Write what is kept of a round; return the file and each client's row in it."""
     everybody = keep.updates is None
     held = [c for c in record.clients if everybody or c in (keep.updates or ())]
-    parts = []
+    parts = []  # the state is last: its odd size would leave the matrix unaligned
     if keep.broadcast:
-        parts.append(
-            _server_part("broadcast", "F32", _bytes_of(record.broadcast[None]))
-        )
-        state = pack_state(record.arrays.state())
-        if state.size:
-            parts.append(_server_part("state", "U8", state))
+        broadcast = _bytes_of(record.broadcast[None])
+        parts.append(_server_part("broadcast", "F32", broadcast))
     if held:
         rows = record.updates if everybody else record.updates_of(held)
         codec, layout = store.settings.codec, store.settings.layout
         encoded = codec.encode(np.ascontiguousarray(rows), layout)
         parts.append(Part("updates", codec.dtype, encoded, tuple(map(int, held))))
+    state = pack_state(record.arrays.state())
+    if keep.broadcast and state.size:
+        parts.append(_server_part("state", "U8", state))
     if not parts:
         return None, [None] * len(record.clients)
     written = write_segment(
@@ -131,11 +111,12 @@ def _write_tip(
     store: Store, record: RoundRecord, state: ServerState | None
 ) -> tuple[dict[ClientId, Vector] | None, TipFile]:
     sums = None
-    parts = [_server_part("state", "U8", pack_state(state or ServerState()))]
+    parts = []
     if store.settings.retention.sums:
         sums = add_shares(store.read_sums(), record)
         rows = [_bytes_of(sums[c][None]) for c in sorted(sums)]
         parts.append(Part("sums", "F32", np.concatenate(rows), tuple(sorted(sums))))
+    parts.append(state_part(state or ServerState()))
     written = None
     if state is not None or sums is not None:
         written = write_tip(store, record.index, store.generation, parts, "append.tip")

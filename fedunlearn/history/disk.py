@@ -67,17 +67,20 @@ class DiskHistory:
         codec: str = "float32",
         retention: str = "all",
         names: Mapping[ClientId, str] | None = None,
+        exist_ok: bool = False,
         files: Files | None = None,
     ) -> "DiskHistory":
         """Make an empty history and open it for writing.
 
         Args:
-            folder: Where; it must not hold a history yet.
+            folder: Where.
             layout: Names and shapes of the model's arrays.
             sealed: Whether payloads are encrypted. Only a sealed history can erase.
             codec: How updates are stored, such as ``float32`` or ``top_k:0.1``.
             retention: What of them stays, such as ``all`` or ``every:2``.
             names: Client id -> name, any text; for people only.
+            exist_ok: Whether a history that is there already is opened instead, with
+                the settings it has.
             files: The disk; None takes the real one.
 
         Raises:
@@ -85,6 +88,8 @@ class DiskHistory:
             RequestError: If codec, retention or a name is not allowed.
         """
         files = RealFiles() if files is None else files
+        if exist_ok and (folder / INDEX).exists():
+            return cls.open(folder, write=True, files=files)
         chosen = (read_codec(codec), read_retention(retention))
         settings = Settings(uuid4().hex, layout, *chosen, sealed)
         create_store(folder, settings, check_names(names or {}), files)

@@ -161,10 +161,11 @@ def _promise(store: Store, promise: Promise, state: ServerState | None) -> None:
 def _clean_tip(store: Store, promise: Promise, state: ServerState) -> TipFile:
     ends, old = store.table.first_and_last(), store.tip_file
     index = max(ends[1] if ends else 0, old.round if old else 0)
-    parts = [state_part(state)]
+    parts = []
     if store.settings.retention.sums:
         empty = np.empty((0, 4 * store.settings.layout.size), np.uint8)
         parts.append(Part("sums", "F32", empty, ()))
+    parts.append(state_part(state))
     written = write_tip(store, index, promise.below, parts, "erase.tip")
     sync_folder(store.files, store.folder / SEGMENTS)
     store.files.reached("erase.tip.durable")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from fedunlearn.errors import HistoryError
+from fedunlearn.history.accept import accepted
 from fedunlearn.history.record import (
     ArraysInMemory,
     ClientId,
@@ -83,14 +84,11 @@ class InMemoryHistory:
             state: The server after it.
 
         Raises:
-            HistoryError: If its index is not larger than the last one's or a client was
-                erased.
+            HistoryError: If its index is not larger than the last one's, a client was
+                erased or an array does not fit.
         """
-        check_next(record.index, max(self.rounds[-1:] + _behind(self.tip), default=0))
-        if gone := sorted(self._withdrawn.intersection(record.clients)):
-            raise HistoryError(
-                f"client {gone[0]} was erased from this history and cannot be recorded"
-            )
+        last = max(self.rounds[-1:] + _behind(self.tip), default=0)
+        record = accepted(record, self.layout, last, self._withdrawn)
         self._records[record.index] = record
         self.tip = Tip(record.index, state or ServerState())
         self._peak_bytes = max(self._peak_bytes, self._nbytes)
@@ -166,14 +164,6 @@ def _without(record: RoundRecord, gone: frozenset[ClientId]) -> RoundRecord:
             np.array(record.broadcast), record.updates[stays], record.arrays.state()
         ),
     )
-
-
-def check_next(index: int, last: int) -> None:
-    """Raise HistoryError unless ``index`` continues a history that ends at ``last``."""
-    if index < 1 or index <= last:
-        raise HistoryError(
-            f"round {index} cannot follow round {last}: a history only grows"
-        )
 
 
 def no_such_round(index: int, rounds: tuple[int, ...]) -> HistoryError:
