@@ -540,11 +540,12 @@ def test_sums_are_shares_times_updates(history, tmp_path):
         for record in rounds:
             disk.append_round(record)
         for client in (0, 3, 7, 9):
-            want = sum(
+            terms = [
                 record.share_of(client) * record.updates_of((client,))[0].astype(float)
                 for record in rounds
                 if client in record.clients
-            )
+            ]
+            want = np.sum(terms, axis=0)
             np.testing.assert_allclose(disk.sum_of(client), want, rtol=1e-5, atol=1e-6)
         assert disk.holds.sums_from == 1
         assert disk.sum_of(np.int64(7)).tolist() == disk.sum_of(7).tolist()

@@ -1,6 +1,5 @@
 """What a round must be before any history takes it."""
 
-from collections.abc import Set
 from dataclasses import replace
 from math import isfinite
 
@@ -16,7 +15,7 @@ MOST_ROUNDS, MOST_CLIENTS = 2**32 - 2, 2**32
 
 
 def accepted(
-    record: RoundRecord, layout: Layout, last: int, withdrawn: Set[ClientId]
+    record: RoundRecord, layout: Layout, last: int, withdrawn: frozenset[ClientId]
 ) -> RoundRecord:
     """Return the round with plain numbers in it.
 
@@ -54,7 +53,9 @@ def _check_index(index: int, last: int) -> None:
         raise HistoryError(f"round {index} is beyond the last possible {MOST_ROUNDS}")
 
 
-def _check_clients(clients: tuple[ClientId, ...], withdrawn: Set[ClientId]) -> None:
+def _check_clients(
+    clients: tuple[ClientId, ...], withdrawn: frozenset[ClientId]
+) -> None:
     if list(clients) != sorted(set(clients)):
         raise HistoryError(f"clients must ascend, got {', '.join(map(str, clients))}")
     if clients and not 0 <= clients[0] <= clients[-1] < MOST_CLIENTS:

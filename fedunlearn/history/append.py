@@ -27,9 +27,10 @@ def append_round(store: Store, record: RoundRecord, state: ServerState | None) -
         record = _with_sensitivities(record)
     ends = store.table.first_and_last()
     keep = settings.retention.at_append(record.index, ends[0] if ends else record.index)
+    after = None if state is None else state_part(state)
     with store.changing(f"recording round {record.index}"):
         written, rows = _write_round(store, record, keep)
-        sums, tip = _write_tip(store, record, state)
+        sums, tip = _write_tip(store, record, after)
         if written is not None or tip.written is not None:
             sync_folder(store.files, store.folder / SEGMENTS)
         store.files.reached("append.durable")
@@ -108,15 +109,16 @@ def _write_round(
 
 
 def _write_tip(
-    store: Store, record: RoundRecord, state: ServerState | None
+    store: Store, record: RoundRecord, state: Part | None
 ) -> tuple[dict[ClientId, Vector] | None, TipFile]:
     sums = None
     parts = []
     if store.settings.retention.sums:
         sums = add_shares(store.read_sums(), record)
-        rows = [_bytes_of(sums[c][None]) for c in sorted(sums)]
+        nobody = np.empty((0, 4 * store.settings.layout.size), np.uint8)
+        rows = [nobody, *(_bytes_of(sums[c][None]) for c in sorted(sums))]
         parts.append(Part("sums", "F32", np.concatenate(rows), tuple(sorted(sums))))
-    parts.append(state_part(state or ServerState()))
+    parts.append(state or state_part(ServerState()))
     written = None
     if state is not None or sums is not None:
         written = write_tip(store, record.index, store.generation, parts, "append.tip")

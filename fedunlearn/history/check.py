@@ -1,10 +1,11 @@
 """Looks for damage: what is there against what was recorded."""
 
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from fedunlearn.errors import DamagedError, HistoryError
 from fedunlearn.history.append import record_facts
@@ -15,11 +16,12 @@ from fedunlearn.history.record import ClientId
 from fedunlearn.history.round_table import KEPT_ALL, KEPT_NONE, KEPT_SOME, Head
 from fedunlearn.history.seal import Written
 from fedunlearn.history.segment import Segment
-from fedunlearn.history.store import SEGMENTS, Store
+from fedunlearn.history.store import SEGMENTS, Store, TipFile
 from fedunlearn.history.stored_arrays import read_round
 from fedunlearn.history.thin import facts_without
 
 _OWNER_ONLY = 0o077
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +63,26 @@ def check_store(store: Store, *, read_data: bool) -> Iterator[Finding]:
     """
     yield from check_index_and_log(store)
     yield from _check_keys(store)
-    heads = store.table.heads()
-    for head in heads:
-        yield from _check_round(store, head, read_data)
-    tip = store.tip_file
-    if tip is not None and tip.written is not None:
-        yield from _check_file(store, tip.written, tip.round + 1, read_data)
-    yield from _check_folder(store, heads)
+    for index in store.table.rounds():
+        row = partial(store.table.head, index)
+        yield from _settled(row, partial(_check_round, store, read_data=read_data))
+    tip = partial(getattr, store, "tip_file")
+    yield from _settled(tip, partial(_check_tip, store, read_data=read_data))
+    yield from _check_folder(store)
+
+
+def _settled(
+    read: Callable[[], _Row | None], check: Callable[[_Row], Iterable[Finding]]
+) -> list[Finding]:
+    """Return what is wrong with what a row refers to, once no writer changes it."""
+    try:
+        while (row := read()) is not None:
+            found = list(check(row))
+            if not found or read() == row:
+                return found
+    except DamagedError as error:
+        return [Finding.of(error)]
+    return []
 
 
 def check_index_and_log(store: Store) -> Iterator[Finding]:
@@ -98,13 +113,20 @@ def _check_keys(store: Store) -> Iterator[Finding]:
 
 def _check_log(store: Store) -> Iterator[Finding]:
     """Compare the log with itself and with the rows it speaks of."""
-    path, entries = store.index.path, store.index.log()
-    for fault in faults(entries):
-        yield Finding(f"{path} is damaged: {fault}", True, path)
-    expected = _expected_rounds(entries)
-    found = {
-        h.index: h.written.seal if h.written else None for h in store.table.heads()
-    }
+    path = store.index.path
+    with store.index.snapshot():
+        entries, heads = store.index.log(), store.table.heads()
+    broken = [f"{path} is damaged: {fault}" for fault in faults(entries)]
+    yield from (Finding(what, True, path) for what in broken)
+    if broken:
+        return
+    try:
+        expected = _expected_rounds(entries)
+    except (KeyError, TypeError) as error:
+        what = f"{path} is damaged: an entry of its log lacks {error}"
+        yield Finding(what, True, path)
+        return
+    found = {h.index: h.written.seal if h.written else None for h in heads}
     for index in sorted(expected.keys() | found.keys()):
         if index not in found:
             what = "its row is gone"
@@ -142,6 +164,11 @@ def _check_round(store: Store, head: Head, read_data: bool) -> Iterator[Finding]
         yield Finding(what, True, path, head.index)
     if head.written is not None:
         yield from _check_file(store, head.written, head.index, read_data)
+
+
+def _check_tip(store: Store, tip: TipFile, read_data: bool) -> Iterator[Finding]:
+    if tip.written is not None:
+        yield from _check_file(store, tip.written, tip.round + 1, read_data)
 
 
 def _check_file(
@@ -183,14 +210,18 @@ def _check_rows(store: Store, segment: Segment) -> Iterator[Finding]:
                 yield Finding(str(error), False, segment.path, segment.place.index)
 
 
-def _check_folder(store: Store, heads: list[Head]) -> Iterator[Finding]:
-    known = {head.written.name for head in heads if head.written}
+def _check_folder(store: Store) -> Iterator[Finding]:
+    folder = store.folder / SEGMENTS
+    if not folder.is_dir():
+        yield Finding(f"{folder} is gone", True, folder)
+        return
+    names = sorted(path.name for path in folder.iterdir())
+    known = {head.written.name for head in store.table.heads() if head.written}
     tip = store.tip_file
     if tip is not None and tip.written is not None:
         known.add(tip.written.name)
-    for entry in sorted(os.scandir(store.folder / SEGMENTS), key=lambda e: e.name):
-        if entry.name not in known:
-            path = Path(entry.path)
+    for path in (folder / name for name in names if name not in known):
+        if path.exists():
             yield Finding(f"{path} belongs to no recorded round", False, path)
     for path in half_written(store.folder):
         yield Finding(f"{path} was never finished", False, path)

@@ -58,7 +58,7 @@ class DiskHistory:
         self._store = store
 
     @classmethod
-    def create(
+    def create(  # noqa: PLR0913 - settings, by keyword
         cls,
         folder: Path,
         layout: Layout,
@@ -242,7 +242,7 @@ class DiskHistory:
         Raises:
             HistoryError: If no running sums are kept, or none of this client.
         """
-        if not self._store.settings.retention.sums:
+        if not self._store.index.meta("sums_from"):
             raise HistoryError("this history keeps no running sums")
         sums = self._store.read_sums()
         if client not in sums:

@@ -1,11 +1,12 @@
 """Making and opening the folder of a history."""
 
+import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 
 from fedunlearn.errors import HistoryError
 from fedunlearn.history.closing import check_index
-from fedunlearn.history.files import Files
+from fedunlearn.history.files import Files, sync_folder
 from fedunlearn.history.index import FORMAT, Index
 from fedunlearn.history.keys import KeyFiles, KeyRing
 from fedunlearn.history.lock import Lock
@@ -22,18 +23,33 @@ def create_store(
         HistoryError: If it holds one or cannot be written.
     """
     try:
-        (folder / SEGMENTS).mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make(folder, files)
         lock = Lock(folder)
         try:
             if (folder / INDEX).exists():
                 raise HistoryError(f"{folder} already holds a history")
+            if any((folder / SEGMENTS).iterdir()):
+                raise HistoryError(
+                    f"{folder} holds rounds of a history whose {INDEX} is gone: "
+                    "repair it, or move it away"
+                )
             KeyFiles(folder).create(files, KeyRing.fresh(settings.to_json()))
             Index.create(folder / INDEX, first_meta(settings), names, files)
             files.reached("create.committed")
         finally:
             lock.release()
-    except OSError as error:
+    except (OSError, sqlite3.Error) as error:
         raise HistoryError(f"{folder} cannot be written: {error}") from error
+
+
+def _make(folder: Path, files: Files) -> None:
+    """Make the folder so that its name, and those above it, survive a power loss."""
+    missing = [path for path in folder.parents if not path.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for new in (folder, folder / SEGMENTS):
+        new.mkdir(exist_ok=True, mode=0o700)
+    for path in (folder, *missing):
+        sync_folder(files, path.parent)
 
 
 def open_store(folder: Path, lock: Lock | None, files: Files) -> Store:
@@ -61,7 +77,7 @@ def _check_format(index: Index) -> None:
     if found == str(FORMAT):
         return
     folder = index.path.parent
-    if found.isdigit() and int(found) < FORMAT:
+    if found.isascii() and found.isdigit() and int(found) < FORMAT:
         raise HistoryError(
             f"{folder} has format {found}, this version writes {FORMAT}; "
             f"`fedunlearn history migrate {folder}` rewrites it and keeps the old one"

@@ -22,6 +22,8 @@ from fedunlearn.history.record import ClientId
 FORMAT = 2
 """Version of the files this package writes."""
 
+# SQLite quotes damaged bytes in its messages, and Python decodes those.
+_DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE clients (client INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -120,6 +122,16 @@ class Index:
             raise
         files.reached(f"{step}.committed")
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let all that is selected inside be of one moment."""
+        with self._guarded():
+            self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.rollback()
+
     def select(self, query: str, *values: object) -> list[Any]:
         """Return the rows of a query."""
         with self._guarded():
@@ -164,7 +176,9 @@ class Index:
     def _guarded(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except sqlite3.ProgrammingError as error:
+            raise HistoryError(f"{self.path.parent} is closed") from error
+        except _DAMAGED as error:
             raise DamagedError.of(str(error), self.path) from error
 
 
@@ -180,7 +194,7 @@ def _connect(path: Path, write: bool) -> sqlite3.Connection:
         except sqlite3.OperationalError as error:
             if write or "unable to open" not in str(error) or address != uri:
                 raise HistoryError(f"{path} cannot be opened: {error}") from error
-        except sqlite3.DatabaseError as error:
+        except _DAMAGED as error:
             raise DamagedError.of(str(error), path) from error
         else:
             return database

@@ -172,6 +172,12 @@ class KeyFiles:
         Raises:
             DamagedError: If a file is missing, damaged or fits not the other.
         """
+        try:
+            return self._read()
+        except DamagedError:  # an erasure may have come between the two files
+            return self._read()
+
+    def _read(self) -> KeyRing:
         content = self._ring_content()
         outer, box = self._outer_of_ring(), content[len(_MAGIC) + _ID_BYTES :]
         try:

@@ -36,6 +36,7 @@ def migrate(folder: Path, *, sealed: bool = True, files: Files | None = None) ->
     try:
         if folder.exists():
             files.rename(folder, old)
+            files.sync_folder(folder.parent)
         files.reached("migrate.old_moved")
         files.rename(new, folder)
         files.sync_folder(folder.parent)

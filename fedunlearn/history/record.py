@@ -84,11 +84,11 @@ class ArraysInMemory:
 
     def broadcast(self) -> Vector:
         """Return the model sent out."""
-        return _read_only(self.model)
+        return read_only(self.model)
 
     def updates(self) -> Matrix:
         """Return all updates."""
-        return _read_only(self.matrix)
+        return read_only(self.matrix)
 
     def rows(self, positions: Sequence[int]) -> Matrix:
         """Return some updates."""
@@ -99,7 +99,8 @@ class ArraysInMemory:
         return self.server
 
 
-def _read_only(array: Matrix) -> Matrix:
+def read_only(array: Matrix) -> Matrix:
+    """Return a view of an array that cannot be written through."""
     view = array.view()
     view.flags.writeable = False
     return view

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fedunlearn.errors import DamagedError
 from fedunlearn.history.index import Index
 from fedunlearn.history.record import ClientId, Counts, RoundRecord, SetAside
 from fedunlearn.history.seal import Written
@@ -64,14 +66,24 @@ class RoundTable:
     def head(self, index: int) -> Head | None:
         """Return the row of a round, or None."""
         rows = self.database.select("SELECT * FROM rounds WHERE round = ?", index)
-        return _head(*rows[0]) if rows else None
+        return self._head(rows[0]) if rows else None
 
     def heads(self) -> list[Head]:
         """Return the rows of all rounds, ascending."""
         return [
-            _head(*row)
+            self._head(row)
             for row in self.database.select("SELECT * FROM rounds ORDER BY 1")
         ]
+
+    def _head(self, row: tuple[Any, ...]) -> Head:
+        try:
+            return _head(*row)
+        except (TypeError, ValueError) as error:
+            raise self._unreadable(row[0], error) from error
+
+    def _unreadable(self, index: int, error: Exception) -> DamagedError:
+        what = f"a row of it is unreadable: {error}"
+        return DamagedError.of(what, self.database.path, round_index=index)
 
     def participants(self, index: int) -> Participants:
         """Return who took part in a round."""
@@ -81,16 +93,15 @@ class RoundTable:
             index,
         )
         columns = list(zip(*rows, strict=True)) or [()] * 6
-        examples, steps, samples = (np.array(c, np.int64) for c in columns[2:5])
-        known = all(value is not None for value in columns[5])
-        return Participants(
-            tuple(columns[0]),
-            tuple(columns[1]),
-            examples,
-            steps,
-            samples,
-            np.array(columns[5], np.float64) if known and rows else None,
-        )
+        known = rows and all(value is not None for value in columns[5])
+        try:
+            examples, steps, samples = (np.array(c, np.int64) for c in columns[2:5])
+            felt = np.array(columns[5], np.float64) if known else None
+            return Participants(
+                tuple(columns[0]), tuple(columns[1]), examples, steps, samples, felt
+            )
+        except (TypeError, ValueError) as error:
+            raise self._unreadable(index, error) from error
 
     def rounds_of(self, client: ClientId) -> tuple[int, ...]:
         """Return the rounds in which a client took part."""

@@ -12,10 +12,15 @@ from fedunlearn.history.seal import Bytes
 from fedunlearn.params import Array
 
 _RANDOM = "random"
+_MOST_ITEM_BYTES = 8
 
 
 def pack_state(state: ServerState) -> Bytes:
-    """Return the state as bytes, shape ``(1, n)``; no byte for an empty one."""
+    """Return the state as bytes, shape ``(1, n)``; no byte for an empty one.
+
+    Raises:
+        HistoryError: If an array holds anything but numbers of at most 8 bytes.
+    """
     from safetensors.numpy import save
 
     named: dict[str, Array] = {f"arrays/{n}": a for n, a in state.arrays.items()}
@@ -24,12 +29,23 @@ def pack_state(state: ServerState) -> Bytes:
         named[_RANDOM] = np.frombuffer(state.random.encode("ascii"), np.uint8)
     if not named:
         return np.empty((1, 0), np.uint8)
-    # safetensors writes a strided array's buffer in its own order, without a word.
     plain = {
-        f"{at:06d}/{name}": np.asarray(array, order="C")
+        f"{at:06d}/{name}": _plain(name, array)
         for at, (name, array) in enumerate(named.items())
     }
     return np.frombuffer(save(plain), np.uint8)[None]
+
+
+def _plain(name: str, array: Array) -> Array:
+    # safetensors writes a strided array's buffer in its own order, without a word.
+    plain = np.asarray(array, order="C")
+    if plain.dtype.kind not in "biufc" or plain.dtype.itemsize > _MOST_ITEM_BYTES:
+        _, _, own = name.partition("/")
+        raise HistoryError(
+            f"array {own!r} of the server's state is {plain.dtype}: only numbers of at "
+            f"most {_MOST_ITEM_BYTES} bytes can be recorded"
+        )
+    return plain
 
 
 def unpack_state(data: Bytes) -> ServerState:

@@ -3,12 +3,13 @@
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from fedunlearn.errors import HistoryError
+from fedunlearn.errors import DamagedError, HistoryError
 from fedunlearn.history.codecs import Codec
 from fedunlearn.history.codecs import codec as read_codec
 from fedunlearn.history.files import Files, SyncError
@@ -25,6 +26,7 @@ from fedunlearn.history.state import unpack_state
 from fedunlearn.params import Layout, Vector
 
 INDEX, SEGMENTS = "index.db", "segments"
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ class TipFile:
         if not text:
             return None
         index, generation, place = json.loads(text)
-        return cls(index, generation, Written(*place) if place else None)
+        return cls(int(index), int(generation), Written(*place) if place else None)
 
 
 @dataclass(slots=True)
@@ -130,6 +132,8 @@ class Store:
     lock: Lock | None
     failure: str = ""
     sums: dict[ClientId, Vector] | None = None
+    _sums_at: TipFile | None = None
+    _ring_stamp: tuple[int, int] | None = None
     _client_keys: dict[ClientId, bytes] = field(default_factory=dict)
 
     @property
@@ -155,12 +159,17 @@ class Store:
     @property
     def withdrawn(self) -> frozenset[ClientId]:
         """Clients that were erased: they cannot be recorded again."""
+        self._follow_ring()
         return frozenset(c for gap in self.ring.clients.gaps for c in gap)
 
     @property
     def tip_file(self) -> TipFile | None:
         """Where the tip is."""
-        return TipFile.from_json(self.index.meta("tip"))
+        try:
+            return TipFile.from_json(self.index.meta("tip"))
+        except (TypeError, ValueError) as error:
+            what = f"where the tip is cannot be read: {error}"
+            raise DamagedError.of(what, self.index.path) from error
 
     def change_ring(self, ring: KeyRing) -> None:
         """Write another key ring; the old keys are gone when this returns."""
@@ -176,6 +185,9 @@ class Store:
 
     def path(self, written: Written) -> Path:
         """Return where a file is."""
+        if Path(written.name).name != written.name:
+            what = f"it refers to a file called {written.name!r}"
+            raise DamagedError.of(what, self.index.path)
         return self.folder / SEGMENTS / written.name
 
     def new_path(self, kind: str, index: int) -> Path:
@@ -189,26 +201,49 @@ class Store:
 
     def tip(self) -> Tip | None:
         """Read where the federation stands."""
-        file = self.tip_file
+        return self._at_tip(self._tip_in)
+
+    def _tip_in(self, file: TipFile | None) -> Tip | None:
         if file is None or file.written is None:
             return None if file is None else Tip(file.round, ServerState())
-        segment = self.open_file(file.written)
+        segment = self._open_tip(file.round, file.written)
         state = segment.rows("state", [0], self.keys)
         return Tip(file.round, unpack_state(state))
 
     def read_sums(self) -> dict[ClientId, Vector]:
         """Return the running sums."""
-        if self.sums is None:
-            self.sums, file = {}, self.tip_file
-            if file is not None and file.written is not None:
-                segment = self.open_file(file.written)
-                owners = segment.parts["sums"].owners
-                rows = segment.rows("sums", range(len(owners)), self.keys)
-                vectors = rows.view("<f4").astype("f4", copy=False)
-                self.sums = {
-                    c: v for c, v in zip(owners, vectors, strict=True) if c is not None
-                }
+        if self.sums is None or (self.lock is None and self._sums_at != self.tip_file):
+            self.sums, self._sums_at = self._at_tip(self._sums_in)
         return self.sums
+
+    def _sums_in(
+        self, file: TipFile | None
+    ) -> tuple[dict[ClientId, Vector], TipFile | None]:
+        if file is None or file.written is None:
+            return {}, file
+        segment = self._open_tip(file.round, file.written)
+        owners = segment.parts["sums"].owners
+        rows = segment.rows("sums", range(len(owners)), self.keys)
+        vectors = rows.view("<f4").astype("f4", copy=False)
+        pairs = zip(owners, vectors, strict=True)
+        return {c: v for c, v in pairs if c is not None}, file
+
+    def _open_tip(self, index: int, written: Written) -> Segment:
+        segment = self.open_file(written)
+        if segment.place.index != index + 1 or "record" in segment.facts:
+            what = "what it takes for the tip is another file"
+            raise DamagedError.of(what, self.index.path)
+        return segment
+
+    def _at_tip(self, read: Callable[[TipFile | None], _Read]) -> _Read:
+        """Read the tip's file; its name changes with every round of a writer."""
+        while True:
+            file = self.tip_file
+            try:
+                return read(file)
+            except DamagedError:
+                if self.tip_file == file:
+                    raise
 
     @contextmanager
     def changing(self, what: str) -> Iterator[None]:
@@ -238,7 +273,22 @@ class Store:
             self._client_keys[client] = self.ring.clients.key(client)
         return self._client_keys[client]
 
+    def _follow_ring(self) -> None:
+        """Read the keys anew if a writer changed them."""
+        if self.lock is None:
+            path = self.key_files.ring_path
+            try:
+                found = path.stat()
+            except OSError as error:
+                raise DamagedError.of(f"{error.strerror}", path) from error
+            stamp = (found.st_ino, found.st_mtime_ns)
+            if stamp != self._ring_stamp:
+                self.ring, self._ring_stamp = self.key_files.read(), stamp
+                self._client_keys.clear()
+
     def _round_key(self, generation: int, index: int) -> bytes:
+        if generation not in self.ring.generations:
+            self._follow_ring()
         return self.ring.round_key(generation, index)
 
 

@@ -5,10 +5,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedunlearn.errors import HistoryError
+from fedunlearn.errors import DamagedError, HistoryError
 from fedunlearn.history.codecs import Codec
-from fedunlearn.history.record import RoundRecord, ServerState
+from fedunlearn.history.record import (
+    ClientId,
+    RoundRecord,
+    ServerState,
+    read_only,
+)
 from fedunlearn.history.round_table import Head
+from fedunlearn.history.seal import Written
 from fedunlearn.history.segment import Segment
 from fedunlearn.history.state import unpack_state
 from fedunlearn.history.store import Store
@@ -22,11 +28,13 @@ class StoredArrays:
     Attributes:
         store: The history.
         head: The round's row.
+        clients: Who took part.
         rows_in_file: The row of each client's update in the file, or None.
     """
 
     store: Store
     head: Head
+    clients: tuple[ClientId, ...]
     rows_in_file: tuple[int | None, ...]
     _segment: Segment | None = field(default=None, repr=False)
 
@@ -34,13 +42,13 @@ class StoredArrays:
         """Read the model sent out."""
         if not self.head.broadcast:
             raise HistoryError(f"the broadcast of round {self.head.index} is not kept")
-        rows = self._open().rows("broadcast", [0], self.store.keys)
+        rows = self._open("broadcast").rows("broadcast", [0], self.store.keys)
         model: Vector = rows[0].view("<f4").astype("f4", copy=False)
-        return model
+        return read_only(model)
 
     def updates(self) -> Matrix:
         """Read all updates; a map of the file if they are stored as they are."""
-        return self.rows(range(len(self.rows_in_file)))
+        return read_only(self.rows(range(len(self.rows_in_file))))
 
     def rows(self, positions: Sequence[int]) -> Matrix:
         """Read some updates."""
@@ -54,14 +62,18 @@ class StoredArrays:
             )
         if not held:
             return np.empty((0, self._layout.size), np.float32)
-        rows = self._open().rows("updates", held, self.store.keys)
+        segment = self._open("updates")
+        owners = dict(enumerate(segment.parts["updates"].owners))
+        if [owners.get(row) for row in held] != [self.clients[at] for at in positions]:
+            raise self._damaged_index("the updates are those of others")
+        rows = segment.rows("updates", held, self.store.keys)
         return self._codec.decode(rows, self._layout)
 
     def state(self) -> ServerState:
         """Read the server's state when the round began."""
         if self.head.written is None or "state" not in self._open().parts:
             return ServerState()
-        return unpack_state(self._open().rows("state", [0], self.store.keys))
+        return unpack_state(self._open("state").rows("state", [0], self.store.keys))
 
     @property
     def _codec(self) -> Codec:
@@ -71,14 +83,40 @@ class StoredArrays:
     def _layout(self) -> Layout:
         return self.store.settings.layout
 
-    def _open(self) -> Segment:
+    def _open(self, part: str = "") -> Segment:
         if self._segment is None:
             if self.head.written is None:
                 raise HistoryError(
                     f"the arrays of round {self.head.index} are not kept"
                 )
-            self._segment = self.store.open_file(self.head.written)
+            self._segment = self._open_current(self.head.written)
+        if part and part not in self._segment.parts:
+            raise self._damaged_index(f"the file holds no {part}")
         return self._segment
+
+    def _open_current(self, written: Written) -> Segment:
+        try:
+            segment = self.store.open_file(written)
+        except DamagedError:
+            if self._is_current():
+                raise
+            raise HistoryError(
+                f"less is kept of round {self.head.index} since it was looked up"
+            ) from None
+        if segment.place.index != self.head.index:
+            raise self._damaged_index("the file is that of another round")
+        return segment
+
+    def _is_current(self) -> bool:
+        """Tell whether the round still refers to this file, as far as is known."""
+        try:
+            return self.store.table.head(self.head.index) == self.head
+        except HistoryError:
+            return True
+
+    def _damaged_index(self, what: str) -> DamagedError:
+        path = self.store.index.path
+        return DamagedError.of(what, path, round_index=self.head.index)
 
 
 def read_round(store: Store, index: int) -> RoundRecord | None:
@@ -100,5 +138,5 @@ def read_round(store: Store, index: int) -> RoundRecord | None:
         sensitivities=who.sensitivities,
         loss=head.loss,
         seconds=head.seconds,
-        arrays=StoredArrays(store, head, who.rows),
+        arrays=StoredArrays(store, head, who.clients, who.rows),
     )
