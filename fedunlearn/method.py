@@ -12,6 +12,7 @@ from math import gcd
 from typing import Protocol, get_args
 
 import numpy as np
+from typing_extensions import override
 
 from fedunlearn.errors import EmptyRoundError, RequestError, RequirementError
 from fedunlearn.history import (
@@ -75,6 +76,25 @@ class Requires:
     clients: bool = False
     leaver: bool = False
 
+    @override
+    def __str__(self) -> str:
+        """Return the needs in words."""
+        of = "" if self.interval == 1 else f" of one round in {self.interval}"
+        needs = {
+            "everybody's updates" + of: self.updates == "all",
+            "any updates": self.updates == "some",
+            "the leavers' updates" + of: self.updates == "leavers" and not self.sums,
+            "the leavers' updates or running sums": self.updates == "leavers"
+            and self.sums,
+            "the initial model": self.broadcasts == "initial",
+            "the model of the leavers' first round": self.broadcasts == "first",
+            "all broadcasts": self.broadcasts == "all",
+            "sensitivities": self.sensitivities,
+            "remaining clients": self.clients,
+            "the leaver": self.leaver,
+        }
+        return ", ".join(need for need, wanted in needs.items() if wanted) or "nothing"
+
     def __or__(self, other: "Requires") -> "Requires":
         """Return what both together need."""
         readers = [r for r in (self, other) if r.updates != "none"]
@@ -116,6 +136,8 @@ class Requires:
             "broadcasts": holds.broadcasts,
             "sensitivities": holds.sensitivities,
         }
+        if self.updates == "some" and not holds.some_updates:
+            return ("updates of at least one round (kept: none)",)
         return tuple(
             f"{what} of {_some(needed[what] - kept[what])} (kept: {_some(kept[what])})"
             for what in needed
@@ -129,7 +151,7 @@ class Requires:
         forget: Collection[ClientId],
     ) -> frozenset[int]:
         """Return the rounds whose updates are needed."""
-        if self.updates == "none":
+        if self.updates in ("none", "some"):
             return frozenset()
         if self.updates == "leavers":
             rounds = tuple({r for c in forget for r in history.rounds_of(c)})

@@ -32,8 +32,6 @@ from simulations.scenario import Scenario
 from simulations.train import Trained, quiet_flower
 from strategies import Retrain
 from strategies.directory import Directory
-from strategies.flower_server import FlowerServer, client_config
-from strategies.remaining import GridClients
 
 SCHEMA = "fedunlearn-history-sweep/v1"
 EXACT = ("history.codec=float32", "history.retention=all", "history.sealed=false")
@@ -223,22 +221,7 @@ class Bench:
 
     def _context(self, label: str, history: UpdateHistory) -> UnlearningContext:
         """Return what a comparison gives its methods, with another history."""
-        prepared, schedule = self.runs.prepared, self.trained.schedule
-        rule, layout = prepared.scenario.server, prepared.task.layout
-        with quiet_flower():
-            extra = client_config(rule.strategy(), self.trained.initial, layout)
-        clients = GridClients(
-            grid=self.runs.grid,
-            layout=layout,
-            config={**extra, "seed": schedule.seed},
-            directory=self.runs.directory,
-        )
-        return UnlearningContext(
-            history=history,
-            forget=prepared.forget,
-            clients=WatchedClients(clients, self.runs.listeners, schedule.rounds),
-            schedule=schedule,
-            new_server=lambda: FlowerServer(rule.strategy(), layout, rule.stateful),
-            layout=layout,
-            rng=derive(schedule.seed, f"method {label}"),
-        )
+        context = self.runs.context(self.trained, history)
+        seed, rounds = self.trained.schedule.seed, self.trained.schedule.rounds
+        watched = WatchedClients(context.clients, self.runs.listeners, rounds)
+        return replace(context, clients=watched, rng=derive(seed, f"method {label}"))

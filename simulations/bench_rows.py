@@ -2,11 +2,14 @@
 
 import csv
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import override
 
 from fedunlearn.errors import DataError
 from fedunlearn.history.codecs import codec
@@ -17,6 +20,8 @@ CODECS = ("float32", "float16", "bfloat16", "int8", "top_k:0.1", "top_k:0.01")
 RETENTIONS = ("all", "every:2", "every:4", "last:5", "sums", "sensitivities", "crab")
 GAPS = ("test_accuracy", "forget_accuracy", "backdoor_success")
 """Metrics whose difference to retraining is a gap."""
+ANY = "any"
+"""Stands for every codec: the method read no update."""
 DISTANCE = "l2_to_retrain"
 """A metric that is a gap already."""
 
@@ -28,6 +33,7 @@ class Cell:
     codec: str
     retention: str
 
+    @override
     def __str__(self) -> str:
         """Return both names."""
         return f"{self.codec}, {self.retention}"
@@ -106,7 +112,9 @@ class SweepRow:
         return line
 
 
-def gaps(metrics: Metrics, retrained: Metrics) -> Metrics:
+def gaps(
+    metrics: Mapping[str, float | None], retrained: Mapping[str, float | None]
+) -> Metrics:
     """Return how far a model's metrics are from the retrained one's."""
     out: Metrics = {}
     for name in GAPS:
@@ -146,6 +154,72 @@ class RowFile:
             if same and not (row.needs or row.reads_updates or row.same_as):
                 return row
         return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One method on one way of keeping a history, over all seeds.
+
+    Attributes:
+        method: Its label.
+        codec: The codec, or ``ANY``.
+        retention: The retention.
+        stored: Bytes in the end, mean over seeds; for ``ANY`` the least of all codecs.
+        peak: The most bytes at any time, likewise.
+        share: ``stored`` over that of everything in float32.
+        needs: What the method lacks here; "" where it ran.
+        gaps: Metric -> gap to retraining, one value a seed.
+    """
+
+    method: str
+    codec: str
+    retention: str
+    stored: float
+    peak: float
+    share: float
+    needs: str
+    gaps: Mapping[str, tuple[float, ...]]
+
+
+def points(results: Mapping[str, Any]) -> list[Point]:
+    """Return what a ``sweep.json`` holds, by method, as its rows are ordered."""
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in results["rows"]:
+        codec = row["codec"] if row["reads_updates"] else ANY
+        groups.setdefault((row["method"], row["retention"], codec), []).append(row)
+    order = list(dict.fromkeys(row["method"] for row in results["rows"]))
+    found = [_point(rows, codec, results) for (_, _, codec), rows in groups.items()]
+    return sorted(found, key=lambda point: order.index(point.method))
+
+
+def _point(
+    rows: Sequence[Mapping[str, Any]], codec: str, results: Mapping[str, Any]
+) -> Point:
+    by_seed: dict[int, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_seed.setdefault(row["seed"], []).append(row)
+    least = [min(own, key=lambda r: r["stored_bytes"]) for own in by_seed.values()]
+    stored = statistics.fmean(row["stored_bytes"] for row in least)
+    values = {
+        name: tuple(v for row in least if (v := row["gaps"].get(name)) is not None)
+        for name in (*GAPS, DISTANCE)
+    }
+    return Point(
+        method=rows[0]["method"],
+        codec=codec,
+        retention=rows[0]["retention"],
+        stored=stored,
+        peak=statistics.fmean(row["peak_bytes"] for row in least),
+        share=stored / results["full_bytes"],
+        needs=rows[0]["needs"],
+        gaps={name: found for name, found in values.items() if found},
+    )
+
+
+def nothing(results: Mapping[str, Any], metric: str) -> tuple[float, ...]:
+    """Return the trained models' gaps, one a seed: what doing nothing comes to."""
+    by_seed = {row["seed"]: row["nothing"][metric] for row in results["rows"]}
+    return tuple(gap for gap in by_seed.values() if gap is not None)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

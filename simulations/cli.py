@@ -8,6 +8,7 @@ import typer
 
 from fedunlearn import __version__
 from fedunlearn.errors import ConfigError
+from simulations.cli_bench import bench
 from simulations.cli_common import Debug, Format, FormatOption, echo_json, errors
 from simulations.cli_history import history
 
@@ -22,6 +23,7 @@ config = typer.Typer(no_args_is_help=True, help="Scenarios: show one resolved.")
 app.add_typer(data, name="data")
 app.add_typer(config, name="config")
 app.add_typer(history, name="history")
+app.add_typer(bench, name="bench")
 
 
 class TableFormat(StrEnum):
@@ -114,27 +116,9 @@ def methods(
         if format is Format.json:
             echo_json(rows)
         else:
-            print_table(
-                (
-                    "name",
-                    "updates",
-                    "broadcasts",
-                    "clients",
-                    "settings",
-                    "what it does",
-                ),
-                [
-                    (
-                        str(r["name"]),
-                        str(r["updates"]),
-                        str(r["broadcasts"]),
-                        "yes" if r["clients"] else "no",
-                        str(r["settings"]),
-                        str(r["summary"]),
-                    )
-                    for r in rows
-                ],
-            )
+            heads = ("name", "needs", "settings", "summary")
+            titles = ("name", "needs", "settings", "what it does")
+            print_table(titles, [tuple(str(r[h]) for h in heads) for r in rows])
 
 
 @app.command()

@@ -18,6 +18,7 @@ def _row(name: str, cls: type[Any]) -> dict[str, Any]:
     return {
         "name": name,
         **asdict(method.requires),
+        "needs": str(method.requires),
         "settings": ", ".join(f"{f.name}={getattr(method, f.name)}" for f in settings),
         "summary": (inspect.getdoc(cls) or "").splitlines()[0].replace("``", ""),
     }

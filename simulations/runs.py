@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from fedunlearn.cost import UnlearningOutcome, run_unlearning
 from fedunlearn.errors import FedUnlearnError, RequirementError, RunError
-from fedunlearn.history import ClientId, DiskHistory, InMemoryHistory
+from fedunlearn.history import ClientId, DiskHistory, InMemoryHistory, UpdateHistory
 from fedunlearn.method import (
     RemainingClients,
     UnlearningContext,
@@ -101,7 +101,7 @@ class Runs:
         self, seed: int, trained: Trained, methods: Mapping[str, UnlearningMethod]
     ) -> Iterator[Row]:
         """Yield a seed's rows: the trained model, retraining, every other method."""
-        context = self._context(seed, trained)
+        context = self.context(trained, trained.history)
         _check_all(methods, context)
         retrained = self._known(seed, RETRAIN) or self._unlearn(
             RETRAIN, methods[RETRAIN], trained, context
@@ -128,7 +128,9 @@ class Runs:
         layout = self.prepared.task.layout
         return UnlearningOutcome(self.folder.model(seed, label, layout), row.cost)
 
-    def _context(self, seed: int, trained: Trained) -> UnlearningContext:
+    def context(self, trained: Trained, history: UpdateHistory) -> UnlearningContext:
+        """Return what a method of one seed may look at."""
+        seed = trained.schedule.seed
         task, rule = self.prepared.task, self.prepared.scenario.server
         layout = task.layout
         with quiet_flower():
@@ -138,7 +140,7 @@ class Runs:
             return FlowerServer(rule.strategy(), layout, rule.stateful)
 
         return UnlearningContext(
-            history=trained.history,
+            history=history,
             forget=self.prepared.forget,
             clients=GridClients(
                 grid=self.grid,

@@ -62,7 +62,7 @@ class FedEraser:
     def requires(self) -> Requires:
         """All updates of the replayed rounds, or whatever is kept."""
         if self.select == "kept":
-            return Requires(broadcasts="initial", clients=True)
+            return Requires(updates="some", broadcasts="initial", clients=True)
         return Requires(
             updates="all", interval=self.interval, broadcasts="initial", clients=True
         )

@@ -255,6 +255,11 @@ def states_around(steps, last):
     return {last, *steps[at + 1 : at + 2]}
 
 
+def assert_one_outer_key(folder):
+    """A key ring has changed hands completely: a key and its checksum, no other key."""
+    assert len((folder / "outer.key").read_bytes()) == 2 * 32
+
+
 def assert_erased(history, client):
     """Nothing of the client is listed or can be read; its key is gone."""
     assert client in history.withdrawn

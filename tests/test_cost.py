@@ -247,6 +247,12 @@ ALL = {1, 2, 3, 4, 5}
             ("updates of rounds 2, 4 (kept: none)",),
         ),
         ({"sensitivities": ALL}, {"sensitivities": True}, ()),
+        ({"some_updates": {4}}, {"updates": "some"}, ()),
+        (
+            {"broadcasts": ALL},
+            {"updates": "some"},
+            ("updates of at least one round (kept: none)",),
+        ),
         (
             {"sensitivities": {1, 2, 3, 4}},
             {"sensitivities": True},
@@ -342,3 +348,26 @@ def test_retraining_costs_all_rounds_of_the_remaining_clients():
     assert cost.client_rounds == 5 * 2
     assert cost.examples == 5 * 2 * (10 + 30)
     assert cost.history_bytes == model.nbytes
+
+
+@pytest.mark.parametrize(
+    ("needs", "words"),
+    [
+        ({}, "nothing"),
+        ({"updates": "leavers", "sums": True}, "the leavers' updates or running sums"),
+        ({"updates": "leavers"}, "the leavers' updates"),
+        ({"updates": "some", "clients": True}, "any updates, remaining clients"),
+        (
+            {"updates": "all", "interval": 4, "broadcasts": "initial", "clients": True},
+            "everybody's updates of one round in 4, the initial model, "
+            "remaining clients",
+        ),
+        ({"broadcasts": "first"}, "the model of the leavers' first round"),
+        (
+            {"broadcasts": "all", "sensitivities": True, "leaver": True},
+            "all broadcasts, sensitivities, the leaver",
+        ),
+    ],
+)
+def test_needs_in_words(needs, words):
+    assert str(Requires(**needs)) == words

@@ -34,6 +34,7 @@ from tests.history_helpers import (
     a_record,
     a_state,
     assert_erased,
+    assert_one_outer_key,
     history_digest,
     states_around,
 )
@@ -226,6 +227,29 @@ def test_a_recovery_may_be_killed_as_well(name, victims, tmp_path):
     examine_all(examine, chosen(seen), tmp_path)
 
 
+def test_a_reader_at_the_last_close_is_no_damage(victims, tmp_path):
+    """It keeps the index's log from being emptied; then the next close is cut short."""
+    name, folder = "own rows, all", tmp_path / "history"
+    story = STORIES[name]
+    history = story.open(folder, None)
+    for step in story.steps[1:4]:
+        history = story.do(history, step)
+    history.close()
+    history = story.open(folder, None)
+    with DiskHistory.open(folder) as reader:
+        for step in story.steps[4:6]:
+            history = story.do(history, step)
+        assert len(reader.rounds) == 5
+        digest = history_digest(history)
+        history.close()
+    victims.kill(name, folder, "close.seal.created", 1)
+    with DiskHistory.open(folder) as reader:
+        assert history_digest(reader) == digest
+        assert [f.what for f in reader.check(read_data=True) if f.damage] == []
+    with DiskHistory.open(folder, write=True) as history:
+        assert history.check(read_data=True) == []
+
+
 def steps_of_recovery(folder, copy):
     """How often the next writer passes each step before it can be used."""
     seen = Counter()
@@ -336,6 +360,7 @@ def assert_no_damage_before_recovery(folder):
 
 def assert_finished(folder, gone):
     """After the writer closed it, a reader finds all in order and no leftovers."""
+    assert_one_outer_key(folder)
     files = content(folder)
     with DiskHistory.open(folder) as reader:
         assert reader.check(read_data=True) == []
@@ -351,6 +376,22 @@ def content(folder):
     """Name -> bytes of all files below a folder."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("name", ["last:2", "own rows, all", "own rows, sums"])
+def test_an_erasure_leaves_no_name_in_an_open_history(name, tmp_path):
+    """What was deleted is gone from the index and its log before anybody closes it."""
+    folder, story = tmp_path / "history", STORIES[name]
+    found = {}
+
+    def note(_, step):
+        files = content(folder).items()
+        found[step] = [n for n, data in files if LEAVERS_NAME.encode("ascii") in data]
+
+    story.play(folder, None, note)
+    assert found["create"], "negative control: the name is there at first"
+    assert found["reopen"] == ["index.db"]
+    assert found["erase"] == []
 
 
 def test_every_step_is_reached():

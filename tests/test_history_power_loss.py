@@ -36,6 +36,7 @@ from tests.history_helpers import (
     a_record,
     a_state,
     assert_erased,
+    assert_one_outer_key,
     history_digest,
     states_around,
 )
@@ -385,6 +386,7 @@ def _look_at_history(story, folder, allowed, digests):
         history = DiskHistory.open(folder, write=True)
     with history:
         assert history.check(read_data=True) == []
+        assert_one_outer_key(folder)
         assert history_digest(history) in {digests[s] for s in allowed if s}
         if LEAVER in history.withdrawn:
             assert_erased(history, LEAVER)
@@ -474,3 +476,14 @@ def test_never_syncing_is_found(forgotten, tmp_path):
 def test_there_are_enough_images():
     """A list of a few images would prove little."""
     assert sum(count_images().values()) > 500
+
+
+def test_sqlite_is_told_to_keep_its_promise(tmp_path):
+    """What the images take for granted is what SQLite is asked for."""
+    for _ in ("created", "opened again"):
+        with STORIES["all"].open(tmp_path / "history", None) as history:
+            found = [
+                history._store.index.select(f"PRAGMA {name}")[0][0]
+                for name in ("synchronous", "journal_mode", "secure_delete")
+            ]
+        assert found == [2, "wal", 1]

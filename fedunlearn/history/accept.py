@@ -33,14 +33,17 @@ def accepted(
     _check_clients(clients, withdrawn)
     _check_arrays(record, layout)
     _check_numbers(record)
+    felt = record.sensitivities
     return replace(
         record,
         index=int(record.index),
         clients=clients,
         asked=tuple(int(client) for client in record.asked),
         set_aside=tuple(_plain(aside) for aside in record.set_aside),
-        loss=None if record.loss is None else float(record.loss),
-        seconds=float(record.seconds),
+        # SQLite knows no -0.0: it would come back as another number.
+        sensitivities=None if felt is None or not clients else felt + 0.0,
+        loss=None if record.loss is None else float(record.loss) + 0.0,
+        seconds=float(record.seconds) + 0.0,
     )
 
 

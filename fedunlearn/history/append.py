@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from fedunlearn.history.accept import accepted
-from fedunlearn.history.files import sync_folder
+from fedunlearn.history.files import remove_stray, sync_folder
 from fedunlearn.history.record import ClientId, RoundRecord, ServerState
-from fedunlearn.history.retention import Keep
+from fedunlearn.history.retention import Keep, loss_of
 from fedunlearn.history.seal import Bytes, Part, Written
 from fedunlearn.history.segment_write import write_segment
 from fedunlearn.history.shares import add_shares, sensitivities
@@ -23,6 +23,8 @@ def append_round(store: Store, record: RoundRecord, state: ServerState | None) -
     """Commit a round and where the server stands after it."""
     record = _accepted(store, record)
     settings = store.settings
+    if settings.retention.losses:
+        loss_of(record)
     if settings.retention.sensitivities and record.sensitivities is None:
         record = _with_sensitivities(record)
     ends = store.table.first_and_last()
@@ -44,7 +46,7 @@ def append_round(store: Store, record: RoundRecord, state: ServerState | None) -
             store.index.add_entry(round_entry(store, record, written))
         store.sums = sums
         if old is not None and old.written is not None:
-            store.files.unlink(store.path(old.written))
+            remove_stray(store.files, store.path(old.written))
         store.files.reached("append.done")
 
 
@@ -71,6 +73,8 @@ def payload_bytes(store: Store, updates: int, broadcasts: int, sums: int) -> int
 
 
 def _with_sensitivities(record: RoundRecord) -> RoundRecord:
+    if not record.clients:
+        return record
     felt = sensitivities(record.updates, record.num_examples)
     return replace(record, sensitivities=felt)
 

@@ -1,7 +1,7 @@
 """Looks for damage: what is there against what was recorded."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,12 +10,19 @@ from typing import TypeVar
 from fedunlearn.errors import DamagedError, HistoryError
 from fedunlearn.history.append import record_facts
 from fedunlearn.history.closing import check_index
+from fedunlearn.history.erase import pending
 from fedunlearn.history.files import half_written
 from fedunlearn.history.log import Entry, faults
 from fedunlearn.history.record import ClientId
-from fedunlearn.history.round_table import KEPT_ALL, KEPT_NONE, KEPT_SOME, Head
+from fedunlearn.history.round_table import (
+    KEPT_ALL,
+    KEPT_NONE,
+    KEPT_SOME,
+    Head,
+    Participants,
+)
 from fedunlearn.history.seal import Written
-from fedunlearn.history.segment import Segment
+from fedunlearn.history.segment import Segment, open_segment
 from fedunlearn.history.store import SEGMENTS, Store, TipFile
 from fedunlearn.history.stored_arrays import read_round
 from fedunlearn.history.thin import facts_without
@@ -71,6 +78,27 @@ def check_store(store: Store, *, read_data: bool) -> Iterator[Finding]:
     yield from _check_folder(store)
 
 
+def check_references(store: Store) -> None:
+    """Raise DamagedError if files could be removed on the word of a damaged index."""
+    tip = store.tip_file
+    for finding in (
+        *check_index_and_log(store),
+        *(_check_tip(store, tip, read_data=False) if tip else ()),
+        *_check_names(store),
+    ):
+        if finding.damage:
+            error = DamagedError(f"{finding.what}; repair it before it is written")
+            error.file, error.round = finding.file, finding.round
+            raise error
+
+
+def _check_names(store: Store) -> Iterator[Finding]:
+    for head in store.table.heads():
+        if head.written is not None and not store.path(head.written).exists():
+            what = f"its file {store.path(head.written)} is gone"
+            yield _in_index(store, head.index, what)
+
+
 def _settled(
     read: Callable[[], _Row | None], check: Callable[[_Row], Iterable[Finding]]
 ) -> list[Finding]:
@@ -93,20 +121,21 @@ def check_index_and_log(store: Store) -> Iterator[Finding]:
 
 def _check_index(store: Store) -> Iterator[Finding]:
     path = store.index.path
-    try:
-        check_index(store.index, store.ring.store)
-        for (answer,) in store.index.select("PRAGMA integrity_check"):
-            if answer != "ok":
-                yield Finding(f"{path} is damaged: {answer}", True, path)
-    except DamagedError as error:
-        yield Finding.of(error)
+    for test in (partial(check_index, store.index, store.ring.store), store.table.test):
+        try:
+            test()
+        except DamagedError as error:
+            yield Finding.of(error)
+    for (answer,) in store.index.select("PRAGMA integrity_check"):
+        if answer != "ok":
+            yield Finding(f"{path} is damaged: {answer}", True, path)
 
 
 def _check_keys(store: Store) -> Iterator[Finding]:
     for key_file in (store.key_files.ring_path, store.key_files.outer_path):
         if key_file.stat().st_mode & _OWNER_ONLY:
             yield Finding(f"{key_file} can be read by others", True, key_file)
-    if store.index.meta("pending"):
+    if pending(store) is not None:
         what = f"{store.folder} holds an erasure that is not finished"
         yield Finding(what, False, store.folder)
 
@@ -155,44 +184,81 @@ def _expected_rounds(entries: list[Entry]) -> dict[int, str | None]:
 
 
 def _check_round(store: Store, head: Head, read_data: bool) -> Iterator[Finding]:
-    rows = store.table.participants(head.index).rows
-    held = sum(row is not None for row in rows)
-    kept = KEPT_ALL if held == len(rows) else KEPT_SOME if held else KEPT_NONE
+    who = store.table.participants(head.index)
+    held = sum(row is not None for row in who.rows)
+    kept = KEPT_ALL if held == len(who.rows) else KEPT_SOME if held else KEPT_NONE
     if kept != head.kept:
-        path = store.index.path
-        what = f"{path} is damaged (round {head.index}): it miscounts its updates"
-        yield Finding(what, True, path, head.index)
-    if head.written is not None:
-        yield from _check_file(store, head.written, head.index, read_data)
-
-
-def _check_tip(store: Store, tip: TipFile, read_data: bool) -> Iterator[Finding]:
-    if tip.written is not None:
-        yield from _check_file(store, tip.written, tip.round + 1, read_data)
-
-
-def _check_file(
-    store: Store, written: Written, index: int, read_data: bool
-) -> Iterator[Finding]:
-    try:
-        segment = store.open_file(written)
-    except DamagedError as error:
-        yield Finding.of(error, index)
+        yield _in_index(store, head.index, "it miscounts its updates")
+    if head.written is None:
         return
-    if "record" in segment.facts and _facts_differ(store, segment, index):
-        what = f"{store.index.path} is damaged (round {index}): its rows are others"
-        yield Finding(what, True, store.index.path, index)
-    if segment.place.index != index:
-        odd = DamagedError.of("it is of another round", segment.path)
-        yield Finding.of(odd, index)
+    segment = yield from _opened(store, head.written, head.index)
+    if segment is None:
+        return
+    if segment.place.index != head.index or "record" not in segment.facts:
+        yield _in_index(store, head.index, "its file is another one's")
+    elif _facts_differ(store, segment, head.index):
+        yield _in_index(store, head.index, "its rows are others")
+    elif _held_in(segment) != (head.broadcast, _held_by(who)):
+        yield _in_index(store, head.index, "what it says is held is not in the file")
     if read_data:
         yield from _check_rows(store, segment)
 
 
+def _check_tip(store: Store, tip: TipFile, read_data: bool) -> Iterator[Finding]:
+    if tip.written is None:
+        return
+    segment = yield from _opened(store, tip.written, tip.round + 1)
+    if segment is None:
+        return
+    if segment.place.index != tip.round + 1 or "record" in segment.facts:
+        yield _in_index(store, None, "what it takes for the tip is another file")
+    if read_data:
+        yield from _check_rows(store, segment)
+
+
+def _in_index(store: Store, index: int | None, what: str) -> Finding:
+    return Finding.of(DamagedError.of(what, store.index.path, round_index=index))
+
+
+def _opened(
+    store: Store, written: Written, index: int
+) -> Generator[Finding, None, Segment | None]:
+    """Open a file; yield what is wrong with it or with what the index says of it."""
+    try:
+        return store.open_file(written)
+    except DamagedError as error:
+        path = error.file or store.index.path
+        if path != store.index.path and _is_whole(store, path, written):
+            yield _in_index(store, index, f"it miscounts the bytes of {path}")
+        else:
+            yield Finding.of(error, index)
+    return None
+
+
+def _is_whole(store: Store, path: Path, written: Written) -> bool:
+    """Tell whether a file has the seal it should have, all the same."""
+    try:
+        found = open_segment(path, store.settings.store, store.keys)
+    except DamagedError:
+        return False
+    return found.written.seal == written.seal
+
+
+def _held_in(segment: Segment) -> tuple[bool, dict[ClientId | None, int]]:
+    parts = segment.parts
+    owners = parts["updates"].owners if "updates" in parts else ()
+    return "broadcast" in parts, {owner: row for row, owner in enumerate(owners)}
+
+
+def _held_by(who: Participants) -> dict[ClientId | None, int]:
+    pairs = zip(who.clients, who.rows, strict=True)
+    return {client: row for client, row in pairs if row is not None}
+
+
 def _facts_differ(store: Store, segment: Segment, index: int) -> bool:
     """Compare file and rows; an erasure that goes on changes the file first."""
-    record, pending = read_round(store, index), store.index.meta("pending")
-    gone = frozenset(json.loads(pending)["clients"]) if pending else frozenset()
+    record, promise = read_round(store, index), pending(store)
+    gone = frozenset(promise.clients if promise else ())
     return record is None or (
         facts_without(record_facts(record), gone)
         != facts_without(segment.facts["record"], gone)

@@ -9,14 +9,16 @@ import hmac
 from pathlib import Path
 
 from fedunlearn.errors import DamagedError
-from fedunlearn.history.files import Files, replace
-from fedunlearn.history.index import Index
+from fedunlearn.history.files import Files, replace, unreadable
+from fedunlearn.history.index import Index, has_wal
 
 SEAL_FILE = "index.seal"
 
 
 def seal_index(folder: Path, files: Files, last: tuple[int, str], key: bytes) -> None:
-    """Write the seal of a closed index.
+    """Write the seal of a closed index, if all of it is in its file.
+
+    A reader may keep the write-ahead log from being emptied; the older seal stays then.
 
     Args:
         folder: The history.
@@ -24,16 +26,22 @@ def seal_index(folder: Path, files: Files, last: tuple[int, str], key: bytes) ->
         last: Number and hash of the last log entry.
         key: The history's key.
     """
+    if has_wal(folder / "index.db"):
+        return
     digest = hashlib.sha256((folder / "index.db").read_bytes()).hexdigest()
     replace(files, folder / SEAL_FILE, _line(last, digest, key), "close.seal")
 
 
-def check_index(index: Index, key: bytes) -> None:
-    """Raise DamagedError if the index is not what it was when it was closed."""
+def check_index(index: Index, key: bytes) -> bool:
+    """Raise DamagedError if the index is not what it was when it was closed.
+
+    Returns:
+        Whether it is; False if it was not closed since it last changed.
+    """
     path = index.path.with_name(SEAL_FILE)
     if not path.exists():
-        return
-    content = path.read_bytes()
+        return False
+    content = _read(path)
     sealed = _parse(content)
     if sealed is None or not hmac.compare_digest(content, _line(*sealed, key)):
         raise DamagedError.of("it is not a seal of this history", path)
@@ -41,16 +49,18 @@ def check_index(index: Index, key: bytes) -> None:
     rows = index.select("SELECT hash FROM log WHERE seq = ?", seq)
     if not rows or rows[0][0] != last_hash:
         raise DamagedError.of("it lacks entries it had when it was closed", index.path)
+    found = hashlib.sha256(_read(index.path)).hexdigest()
     ((newest,),) = index.select("SELECT max(seq) FROM log")
-    if newest == seq and not _has_wal(index.path):
-        found = hashlib.sha256(index.path.read_bytes()).hexdigest()
-        if found != digest:
-            raise DamagedError.of("it changed since it was closed", index.path)
+    if newest == seq and found != digest:
+        raise DamagedError.of("it changed since it was closed", index.path)
+    return bool(newest == seq)
 
 
-def _has_wal(index: Path) -> bool:
-    wal = index.with_name(index.name + "-wal")
-    return wal.exists() and wal.stat().st_size > 0
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(error, path) from error
 
 
 def _line(last: tuple[int, str], digest: str, key: bytes) -> bytes:

@@ -13,8 +13,8 @@ from uuid import uuid4
 
 from fedunlearn.errors import HistoryError, RequestError
 from fedunlearn.history.append import append_round
-from fedunlearn.history.check import Finding, check_store
-from fedunlearn.history.closing import seal_index
+from fedunlearn.history.check import Finding, check_references, check_store
+from fedunlearn.history.closing import check_index, seal_index
 from fedunlearn.history.codecs import codec as read_codec
 from fedunlearn.history.erase import (
     Erasure,
@@ -132,11 +132,19 @@ class DiskHistory:
 
     def _recover(self) -> None:
         store = self._store
+        if not check_index(store.index, store.ring.store):
+            check_references(store)
         with store.changing("ending what a crash interrupted"):
             store.key_files.settle(store.files)
             finish_erasure(store)
             remove_strays(store)
         self._thin()
+
+    def _finish_erasure(self) -> None:
+        """Carry out what the disk refused to when it was promised."""
+        if self._store.index.meta("pending"):
+            with self._store.changing("finishing an erasure"):
+                finish_erasure(self._store)
 
     def _thin(self) -> None:
         later = self._store.settings.retention.later(self)
@@ -146,15 +154,22 @@ class DiskHistory:
     def close(self) -> None:
         """Close it; records that were handed out stay readable."""
         store = self._store
-        last = None if store.lock is None else store.index.last_entry()
-        store.index.close()
-        if store.lock is not None:
-            if last is not None and not store.failure:
+        writes = store.lock is not None and not store.failure
+        try:
+            last = store.index.last_entry() if writes else None
+            if last is not None:
+                with store.changing("closing"):
+                    store.index.try_to_empty_wal()
+            store.index.close()
+            if last is not None:
                 with store.changing("closing"):
                     place = (last.seq, last.hash)
                     seal_index(store.folder, store.files, place, store.ring.store)
-            store.lock.release()
-            store.lock = None
+        finally:
+            store.index.close()
+            if store.lock is not None:
+                store.lock.release()
+                store.lock = None
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -222,6 +237,7 @@ class DiskHistory:
             HistoryError: If its index is not larger than the last one's, a client was
                 erased, an array does not fit, or the disk refuses.
         """
+        self._finish_erasure()
         append_round(self._store, record, state)
         self._thin()
 
@@ -275,6 +291,7 @@ class DiskHistory:
                 f"{self.folder} is not sealed: there is no key to destroy; remove "
                 "the folder instead"
             )
+        self._finish_erasure()
         return erase_clients(self._store, clients, state, reason)
 
     def check(self, *, read_data: bool = False) -> list[Finding]:

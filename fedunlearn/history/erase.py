@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from fedunlearn.errors import DamagedError, RequestError
+from fedunlearn.history.accept import MOST_CLIENTS
 from fedunlearn.history.append import (
     note_bytes,
     payload_bytes,
@@ -75,8 +77,16 @@ def erase_clients(
             round since the clients' first one is destroyed and the federation goes on
             from this state. None destroys the clients' own updates only.
         reason: For the log.
+
+    Raises:
+        RequestError: If an id can be no client's.
     """
     wanted = sorted(set(map(int, clients)) - store.withdrawn)
+    if wanted and not 0 <= wanted[0] <= wanted[-1] < MOST_CLIENTS:
+        raise RequestError(
+            f"ids of clients lie between 0 and {MOST_CLIENTS - 1}, "
+            f"got {wanted[0]} to {wanted[-1]}"
+        )
     if not wanted:
         with store.changing("emptying the index's log"):
             store.index.empty_wal()
@@ -85,8 +95,8 @@ def erase_clients(
     first = seen[0] if seen and state is not None else None
     touched = [r for r in store.table.rounds() if seen and r >= seen[0]]
     updates = sum(len(store.table.rounds_of(c)) for c in wanted)
-    size = _stored_bytes(store)
     with store.changing("erasing"):
+        size = _stored_bytes(store)
         promise = Promise(
             clients=wanted,
             pseudonyms=[pseudonym(store.keys, c) for c in wanted],
@@ -98,17 +108,26 @@ def erase_clients(
         )
         _promise(store, promise, state)
         finish_erasure(store)
+        removed = size - _stored_bytes(store)
     left = tuple(touched) if first is None else ()
-    removed = size - _stored_bytes(store)
     return Erasure(tuple(wanted), updates, tuple(promise.rounds), removed, left)
+
+
+def pending(store: Store) -> Promise | None:
+    """Return the erasure that was committed to and is not finished, if there is one."""
+    text = store.index.meta("pending")
+    try:
+        return Promise(**json.loads(text)) if text else None
+    except (TypeError, ValueError) as error:
+        what = f"the erasure it promises cannot be read: {error}"
+        raise DamagedError.of(what, store.index.path) from error
 
 
 def finish_erasure(store: Store) -> None:
     """Carry out a promised erasure, from wherever it stopped."""
-    text = store.index.meta("pending")
-    if not text:
+    promise = pending(store)
+    if promise is None:
         return
-    promise = Promise(**json.loads(text))
     gone = frozenset(promise.clients)
     if any(store.ring.clients.covers(c) for c in gone):
         ring = store.ring.without(gone, promise.below, promise.first)

@@ -5,14 +5,18 @@ process at a named step, or record the calls and rebuild what a power loss may l
 Reading needs no seam: what is on disk is checked whenever it is read.
 """
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, final
 
 import numpy as np
 import numpy.typing as npt
+
+from fedunlearn.errors import DamagedError, HistoryError
 
 Chunk = bytes | npt.NDArray[np.uint8]
 """Bytes to be written; an array is contiguous."""
@@ -61,6 +65,16 @@ STEPS = (
     "migrate.done",
 )
 """Every named step; the crash tests stop at each and fail if one is never reached."""
+
+
+_NO_DAMAGE = (
+    errno.EACCES,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EPERM,
+)
+"""What keeps a process from reading but says nothing about the file."""
 
 
 class SyncError(OSError):
@@ -172,11 +186,12 @@ def write_new(files: Files, path: Path, chunks: Iterable[Chunk], step: str) -> i
         files.reached(f"{step}.written")
         _sync(files, handle)
         files.reached(f"{step}.synced")
-    except OSError:
-        _remove_quietly(files, path)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to report
+            files.close(handle)
+        remove_stray(files, path)
         raise
-    finally:
-        files.close(handle)
+    files.close(handle)
     return size
 
 
@@ -199,6 +214,13 @@ def replace(files: Files, path: Path, content: bytes, step: str) -> None:
     finally:
         if old is not None:
             os.close(old)
+
+
+def unreadable(error: OSError, path: Path) -> HistoryError:
+    """Return the error for a file that cannot be read: it may not be damaged at all."""
+    if error.errno in _NO_DAMAGE:
+        return HistoryError(f"{path} cannot be read: {error.strerror}")
+    return DamagedError.of(error.strerror or str(error), path)
 
 
 def half_written(folder: Path) -> list[Path]:
@@ -225,8 +247,7 @@ def _sync(files: Files, handle: int) -> None:
         raise SyncError(error.errno, error.strerror) from error
 
 
-def _remove_quietly(files: Files, path: Path) -> None:
-    try:
+def remove_stray(files: Files, path: Path) -> None:
+    """Remove a file that nobody refers to, or leave it to the next writer."""
+    with suppress(OSError):
         files.unlink(path)
-    except OSError:
-        return  # the error that brought us here is the one to report

@@ -61,7 +61,7 @@ def open_store(folder: Path, lock: Lock | None, files: Files) -> Store:
     """
     index = Index(folder / INDEX, write=lock is not None)
     try:
-        _check_format(index)
+        check_format(index)
         ring = KeyFiles(folder).read()
         check_index(index, ring.store)
         settings = Settings.from_json(ring.settings)
@@ -71,7 +71,7 @@ def open_store(folder: Path, lock: Lock | None, files: Files) -> Store:
         raise
 
 
-def _check_format(index: Index) -> None:
+def check_format(index: Index) -> None:
     """Raise HistoryError unless this version reads the format."""
     found = index.meta("format")
     if found == str(FORMAT):

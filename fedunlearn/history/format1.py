@@ -23,7 +23,10 @@ def read_format1(folder: Path) -> tuple[Layout, Iterator[RoundRecord]]:
     path = folder / "index.db"
     if not path.is_file():
         raise HistoryError(f"{folder} holds no history (no index.db)")
-    database = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
+    wal = path.with_name(path.name + "-wal")
+    whole = not wal.exists() or wal.stat().st_size == 0
+    how = "immutable=1" if whole else "mode=ro"  # the latter leaves files beside it
+    database = sqlite3.connect(f"file:{quote(str(path))}?{how}", uri=True)
     try:
         meta = dict(database.execute("SELECT key, value FROM meta"))
         if meta["format"] != "1":

@@ -5,6 +5,7 @@ that a round and its log entry are committed together. Write-ahead logging with
 ``synchronous=FULL`` makes a commit durable; ``secure_delete`` overwrites deleted rows.
 """
 
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,8 +23,24 @@ from fedunlearn.history.record import ClientId
 FORMAT = 2
 """Version of the files this package writes."""
 
+_NUMBERS = {
+    "generation": re.compile("[1-9][0-9]{0,17}"),
+    "nbytes": re.compile("[0-9]{1,18}"),
+    "peak_bytes": re.compile("[0-9]{1,18}"),
+    "sums_from": re.compile("([1-9][0-9]{0,17})?"),
+}
+"""What some of the settings look like."""
 # SQLite quotes damaged bytes in its messages, and Python decodes those.
 _DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
+_REFUSED = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+)
+"""What keeps SQLite from working but is no damage of the file."""
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE clients (client INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -85,6 +102,9 @@ class Index:
             database.executemany("INSERT INTO meta VALUES (?, ?)", list(meta.items()))
             database.executemany("INSERT INTO clients VALUES (?, ?)", [*names.items()])
             files.commit(database)
+            # Closing would do this as well, but says nothing if the disk is full, and
+            # the file would take its name without what still lies beside it.
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         finally:
             database.close()
         new.chmod(0o600)
@@ -95,14 +115,19 @@ class Index:
         """Close it; the last writer leaves one file with everything in it."""
         self._db.close()
 
+    def try_to_empty_wal(self) -> bool:
+        """Do as :meth:`empty_wal` if nobody is reading; tell whether it is empty."""
+        checkpoint = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        ((busy, _, _),) = checkpoint.fetchall()
+        return not busy
+
     def empty_wal(self) -> None:
         """Move all commits into the file and cut the write-ahead log to nothing.
 
         Raises:
             HistoryError: If a reader holds an old state, so that deleted rows linger.
         """
-        ((busy, _, _),) = self.select("PRAGMA wal_checkpoint(TRUNCATE)")
-        if busy:
+        if not self.try_to_empty_wal():
             raise HistoryError(
                 f"{self.path} is being read by another process: its write-ahead log "
                 "cannot be emptied yet"
@@ -146,7 +171,10 @@ class Index:
         rows = self.select("SELECT value FROM meta WHERE key = ?", key)
         if not rows:
             raise DamagedError.of(f"it says nothing about {key}", self.path)
-        return str(rows[0][0])
+        value = str(rows[0][0])
+        if key in _NUMBERS and not _NUMBERS[key].fullmatch(value):
+            raise DamagedError.of(f"{key} is {value!r}", self.path)
+        return value
 
     def set_meta(self, key: str, value: str) -> None:
         """Change a setting inside a transaction."""
@@ -158,12 +186,12 @@ class Index:
 
     def log(self) -> list[Entry]:
         """Return all log entries, oldest first."""
-        return [Entry(*row) for row in self.select("SELECT * FROM log ORDER BY seq")]
+        return [_entry(*r) for r in self.select("SELECT * FROM log ORDER BY seq")]
 
     def last_entry(self) -> Entry | None:
         """Return the last log entry, or None."""
         rows = self.select("SELECT * FROM log ORDER BY seq DESC LIMIT 1")
-        return Entry(*rows[0]) if rows else None
+        return _entry(*rows[0]) if rows else None
 
     def add_entry(self, fields: dict[str, object]) -> None:
         """Append to the log inside a transaction."""
@@ -178,6 +206,13 @@ class Index:
             yield
         except sqlite3.ProgrammingError as error:
             raise HistoryError(f"{self.path.parent} is closed") from error
+        except sqlite3.OperationalError as error:
+            code = getattr(
+                error, "sqlite_errorcode", 0
+            )  # Python's own errors have none
+            if code & 0xFF not in _REFUSED:
+                raise DamagedError.of(str(error), self.path) from error
+            raise HistoryError(f"{self.path} cannot be read: {error}") from error
         except _DAMAGED as error:
             raise DamagedError.of(str(error), self.path) from error
 
@@ -192,13 +227,28 @@ def _connect(path: Path, write: bool) -> sqlite3.Connection:
             )
             database.execute("SELECT count(*) FROM sqlite_master").fetchall()
         except sqlite3.OperationalError as error:
-            if write or "unable to open" not in str(error) or address != uri:
+            if write or has_wal(path) or not _cannot_open(error) or address != uri:
                 raise HistoryError(f"{path} cannot be opened: {error}") from error
         except _DAMAGED as error:
             raise DamagedError.of(str(error), path) from error
         else:
             return database
     raise HistoryError(f"{path} cannot be opened")
+
+
+def _entry(seq: int, body: object, digest: object) -> Entry:
+    # What is no text is a damaged entry: no body and no hash looks like this.
+    return Entry(seq, *(v if isinstance(v, str) else repr(v) for v in (body, digest)))
+
+
+def has_wal(path: Path) -> bool:
+    """Tell whether commits lie in a write-ahead log beside the file."""
+    wal = path.with_name(path.name + "-wal")
+    return wal.exists() and wal.stat().st_size > 0
+
+
+def _cannot_open(error: sqlite3.Error) -> bool:
+    return "unable to open" in str(error)
 
 
 def _plain(values: Sequence[object]) -> tuple[Any, ...]:

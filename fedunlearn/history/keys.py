@@ -24,7 +24,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from fedunlearn.errors import DamagedError, HistoryError
-from fedunlearn.history.files import Files
+from fedunlearn.history.files import Files, unreadable
 from fedunlearn.history.files import replace as replace_file
 from fedunlearn.history.key_tree import KeyTree
 from fedunlearn.history.record import ClientId
@@ -226,7 +226,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DamagedError.of(f"{error.strerror}", path) from error
+        raise unreadable(error, path) from error
 
 
 def _wrap(ring: KeyRing, outer: bytes) -> bytes:

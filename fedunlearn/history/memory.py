@@ -17,6 +17,8 @@ from fedunlearn.history.record import (
     RoundRecord,
     ServerState,
     Tip,
+    first_round_of,
+    without,
 )
 from fedunlearn.history.shares import add_shares
 from fedunlearn.params import Layout, Vector
@@ -125,21 +127,23 @@ class InMemoryHistory:
         """Forget clients, as :meth:`DiskHistory.erase` does.
 
         Args:
-            clients: Who.
+            clients: Who. Those already erased are passed over.
             state: The unlearned model; with it, every round since the clients' first
                 one goes. None drops their own updates only.
             reason: Not kept.
         """
         del reason
-        gone = frozenset(clients)
-        firsts = [own[0] for c in gone if (own := self.rounds_of(c))]
-        for index in [i for i in self.rounds if firsts and i >= min(firsts)]:
-            if state is not None:
+        gone = frozenset(map(int, clients)) - self._withdrawn
+        if not gone:
+            return
+        first = first_round_of(self, gone)
+        last = max((*self.rounds[-1:], *_behind(self.tip)), default=0)
+        for index in self.rounds:
+            if state is not None and first is not None and index >= first:
                 del self._records[index]
             else:
-                self._records[index] = _without(self._records[index], gone)
+                self._records[index] = _forgetting(self._records[index], gone)
         if state is not None:
-            last = max((*self.rounds[-1:], *_behind(self.tip)), default=0)
             self.tip = Tip(last, state)
         self._withdrawn |= gone
 
@@ -148,22 +152,14 @@ def _behind(tip: Tip | None) -> tuple[int, ...]:
     return () if tip is None else (tip.round,)
 
 
-def _without(record: RoundRecord, gone: frozenset[ClientId]) -> RoundRecord:
-    stays = [at for at, client in enumerate(record.clients) if client not in gone]
-    felt = record.sensitivities
-    return replace(
-        record,
-        clients=tuple(record.clients[at] for at in stays),
-        num_examples=record.num_examples[stays],
-        num_steps=record.num_steps[stays],
-        num_samples=record.num_samples[stays],
-        sensitivities=None if felt is None else felt[stays],
-        asked=tuple(c for c in record.asked if c not in gone),
-        set_aside=tuple(s for s in record.set_aside if s.client not in gone),
-        arrays=ArraysInMemory(
-            np.array(record.broadcast), record.updates[stays], record.arrays.state()
-        ),
+def _forgetting(record: RoundRecord, gone: frozenset[ClientId]) -> RoundRecord:
+    if not gone.intersection(record.clients):
+        return without(record, gone)
+    stays = [client for client in record.clients if client not in gone]
+    arrays = ArraysInMemory(
+        np.array(record.broadcast), record.updates_of(stays), record.arrays.state()
     )
+    return replace(without(record, gone), arrays=arrays)
 
 
 def no_such_round(index: int, rounds: tuple[int, ...]) -> HistoryError:

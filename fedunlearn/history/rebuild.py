@@ -2,16 +2,24 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from fedunlearn.errors import HistoryError
 from fedunlearn.history.append import note_bytes, payload_bytes, round_entry
+from fedunlearn.history.erase import Promise
 from fedunlearn.history.files import Files
 from fedunlearn.history.index import Index
 from fedunlearn.history.keys import KeyRing
-from fedunlearn.history.record import ArraysInMemory, RoundRecord, SetAside
+from fedunlearn.history.record import (
+    ArraysInMemory,
+    ClientId,
+    RoundRecord,
+    SetAside,
+    without,
+)
 from fedunlearn.history.segment import Segment, open_segment
 from fedunlearn.history.store import (
     INDEX,
@@ -39,16 +47,37 @@ def rebuild_index(
     try:
         store = Store(folder, files, index, ring, settings, lock=None)
         rounds, tip = _sorted_out(_readable(store))
+        generation = max(ring.generations)
         with index.transaction(files, "append"):
             index.add_entry({"type": "rebuilt"})
-            index.set_meta("generation", str(max(ring.generations)))
-            index.set_meta("tip", tip.to_json() if tip else "")
+            index.set_meta("generation", str(generation))
+            index.set_meta("tip", _tip_file(tip).to_json() if tip else "")
+            if generation > 1 or tip is None:  # nobody knows where the sums begin
+                index.set_meta("sums_from", "")
+            back = {c for s in rounds.values() for c in _named_in(s) & store.withdrawn}
             for number in sorted(rounds):
                 _insert(store, rounds[number])
+            if back:
+                index.set_meta("pending", _finish(back, generation))
             updates, broadcasts = store.table.held()
-            note_bytes(store, payload_bytes(store, updates, broadcasts, 0))
+            sums = len(tip.parts["sums"].owners) if tip and "sums" in tip.parts else 0
+            note_bytes(store, payload_bytes(store, updates, broadcasts, sums))
     finally:
         index.close()
+
+
+def _finish(back: set[ClientId], generation: int) -> str:
+    """Return the promise to take out what erased clients have left in the files."""
+    promise = Promise(
+        clients=sorted(back),
+        pseudonyms=[],
+        first=None,
+        below=generation,
+        reason="found while the index was rebuilt",
+        updates=0,
+        rounds=[],
+    )
+    return json.dumps(asdict(promise))
 
 
 def _readable(store: Store) -> Iterator[Segment]:
@@ -64,19 +93,33 @@ def _readable(store: Store) -> Iterator[Segment]:
 
 def _sorted_out(
     segments: Iterator[Segment],
-) -> tuple[dict[int, Segment], TipFile | None]:
+) -> tuple[dict[int, Segment], Segment | None]:
     """Return the rounds and the tip; of two files of a round the thinner is newer."""
     rounds: dict[int, Segment] = {}
-    tip: TipFile | None = None
+    tip: Segment | None = None
     for segment in segments:
-        index, generation = segment.place.index, segment.place.generation
+        index = segment.place.index
         if "record" in segment.facts:
             known = rounds.get(index)
             if known is None or segment.raw.size < known.raw.size:
                 rounds[index] = segment
-        elif tip is None or index > tip.round:
-            tip = TipFile(index - 1, generation, segment.written)
+        elif tip is None or _age(segment) > _age(tip):
+            tip = segment
     return rounds, tip
+
+
+def _age(tip: Segment) -> tuple[int, int, int]:
+    return tip.place.generation, tip.place.index, -tip.raw.size
+
+
+def _tip_file(tip: Segment) -> TipFile:
+    return TipFile(tip.place.index - 1, tip.place.generation, tip.written)
+
+
+def _named_in(segment: Segment) -> frozenset[ClientId]:
+    record = read_facts(segment)
+    aside = {s.client for s in record.set_aside if s.client is not None}
+    return frozenset({*record.clients, *record.asked, *aside})
 
 
 def _insert(store: Store, segment: Segment) -> None:
@@ -87,7 +130,8 @@ def _insert(store: Store, segment: Segment) -> None:
     generation = segment.place.generation
     has_broadcast = "broadcast" in segment.parts
     store.table.insert(record, generation, segment.written, rows, has_broadcast)
-    store.index.add_entry(round_entry(store, record, segment.written))
+    remaining = without(record, store.withdrawn)  # those who still have a key
+    store.index.add_entry(round_entry(store, remaining, segment.written))
 
 
 def read_facts(segment: Segment) -> RoundRecord:

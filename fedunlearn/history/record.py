@@ -1,7 +1,7 @@
 """What one round leaves behind, and the protocol of a sequence of rounds."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -16,8 +16,8 @@ ClientId = int
 Counts = npt.NDArray[np.int64]
 """One non-negative integer per client of a round, shape ``(K,)``."""
 
-Kept = Literal["none", "leavers", "all"]
-"""Whose updates are needed."""
+Kept = Literal["none", "some", "leavers", "all"]
+"""Whose updates are needed; ``some`` asks for one round with any."""
 Broadcasts = Literal["none", "initial", "first", "all"]
 """Which of the models sent out are needed: none, the very first, the one the leavers
 first received as well, or all."""
@@ -187,6 +187,23 @@ class RoundRecord:
                 f"it holds those of {', '.join(map(str, self.clients)) or 'nobody'}"
             )
         return [where[client] for client in clients]
+
+
+def without(record: RoundRecord, gone: frozenset[ClientId]) -> RoundRecord:
+    """Return a round in which some clients are not named; its arrays are as before."""
+    stays = [at for at, client in enumerate(record.clients) if client not in gone]
+    felt = record.sensitivities
+    return replace(
+        record,
+        clients=tuple(record.clients[at] for at in stays),
+        num_examples=record.num_examples[stays],
+        num_steps=record.num_steps[stays],
+        num_samples=record.num_samples[stays],
+        sensitivities=None if felt is None else felt[stays],
+        asked=tuple(c for c in record.asked if c not in gone),
+        set_aside=tuple(s for s in record.set_aside if s.client not in gone),
+        dropped=record.dropped - gone,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedunlearn.errors import DamagedError, HistoryError
-from fedunlearn.history.check import check_index_and_log
-from fedunlearn.history.closing import SEAL_FILE, seal_index
+from fedunlearn.history.check import Finding, check_store
+from fedunlearn.history.closing import SEAL_FILE, check_index, seal_index
 from fedunlearn.history.files import Files, RealFiles, sync_folder
+from fedunlearn.history.folder import check_format
 from fedunlearn.history.index import Index
 from fedunlearn.history.keys import KeyFiles, KeyRing
 from fedunlearn.history.lock import Lock
@@ -60,18 +61,24 @@ def repair(
 
     Raises:
         DamagedError: If its keys cannot be read: then nothing can.
-        HistoryError: If another process is writing, or the disk refuses.
+        HistoryError: If there is none, its format is a newer one, another process is
+            writing, or the disk refuses.
     """
+    if not any((folder / name).exists() for name in (INDEX, "keys.bin", "outer.key")):
+        raise HistoryError(f"{folder} holds no history")
     files = RealFiles() if files is None else files
     lock = Lock(folder)
     try:
         ring = KeyFiles(folder).read()
         settings = Settings.from_json(ring.settings)
         losses = _index_losses(folder, files, ring, settings)
-        if losses and dry_run:
+        rebuild = any(loss.file == folder / INDEX for loss in losses)
+        if rebuild and dry_run:
             return losses
-        if losses:
-            for name in (INDEX, INDEX + "-wal", INDEX + "-shm", SEAL_FILE):
+        if losses and not dry_run:
+            _quarantine(files, folder, folder / SEAL_FILE)
+        if rebuild:
+            for name in (INDEX, INDEX + "-wal", INDEX + "-shm"):
                 _quarantine(files, folder, folder / name)
             rebuild_index(folder, files, ring, settings)
         return losses + _file_losses(folder, files, ring, dry_run, lock)
@@ -84,21 +91,37 @@ def repair(
 def _index_losses(
     folder: Path, files: Files, ring: KeyRing, settings: Settings
 ) -> tuple[Loss, ...]:
-    """Return what is lost with the index, if it cannot be trusted."""
-    path = folder / INDEX
+    """Return what is lost with the index, if it or its seal cannot be trusted."""
+    path, seal = folder / INDEX, folder / SEAL_FILE
     try:
         index = Index(path, write=False)
-        try:
-            store = Store(folder, files, index, ring, settings, lock=None)
-            faults = [f.what for f in check_index_and_log(store) if f.damage]
-        finally:
-            index.close()
     except HistoryError as error:
-        faults = [str(error)]
-    if not faults:
-        return ()
+        return (_index_loss(str(error), path),)
+    try:
+        if _is_as_closed(index, ring.store):
+            check_format(index)
+        store = Store(folder, files, index, ring, settings, lock=None)
+        found = [f for f in check_store(store, read_data=False) if f.damage]
+    except DamagedError as error:
+        found = [Finding.of(error)]
+    finally:
+        index.close()
+    if faults := [f.what for f in found if f.file == path]:
+        return (_index_loss(faults[0], path),)
+    return tuple(Loss(f.what, seal) for f in found if f.file == seal)
+
+
+def _index_loss(fault: str, path: Path) -> Loss:
     lost = "its log, the clients' names and rounds of which no file was kept"
-    return (Loss(f"{faults[0]}; with it goes {lost}", path),)
+    return Loss(f"{fault}; with it goes {lost}", path)
+
+
+def _is_as_closed(index: Index, key: bytes) -> bool:
+    try:
+        check_index(index, key)
+    except DamagedError:
+        return False
+    return True
 
 
 def _file_losses(
@@ -154,8 +177,10 @@ def _examine(
                 segment.rows(name, [row], store.keys)
             except DamagedError as error:
                 losses.append(Loss(str(error), segment.path, index, error.client))
-            else:
-                good.setdefault(name, []).append(row)
+                continue
+            except HistoryError:
+                pass  # its key is gone: the erasure takes it out when it goes on
+            good.setdefault(name, []).append(row)
     return losses, Good(segment, good)
 
 
@@ -208,4 +233,8 @@ def _drop_tip(store: Store, tip: TipFile) -> None:
 def _quarantine(files: Files, folder: Path, path: Path) -> None:
     if path.exists():
         (folder / QUARANTINE).mkdir(exist_ok=True, mode=0o700)
-        files.rename(path, folder / QUARANTINE / path.name)
+        target, number = folder / QUARANTINE / path.name, 1
+        while target.exists():  # put away by an earlier repair
+            number += 1
+            target = target.with_name(f"{path.name}.{number}")
+        files.rename(path, target)

@@ -50,6 +50,12 @@ class RoundTable:
 
     database: Index
 
+    def test(self) -> None:
+        """Raise DamagedError unless all tables and settings can be read."""
+        self.database.names()
+        for key in ("generation", "nbytes", "peak_bytes", "sums_from", "pending"):
+            self.database.meta(key)
+
     def rounds(self) -> tuple[int, ...]:
         """Return the recorded rounds, ascending."""
         return tuple(

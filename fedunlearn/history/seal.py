@@ -8,7 +8,8 @@ and owner, and no byte of a file is used that was not authenticated.
 import hmac
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +85,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Finds keys; asked once for every row.
+    """Finds keys; asked for every row.
 
     Attributes:
         store: The key of seals.
@@ -95,6 +96,15 @@ class Keys:
     store: bytes
     client_key: Callable[[ClientId], bytes]
     round_key: Callable[[int, int], bytes]
+
+
+def asked_once(keys: Keys) -> Keys:
+    """Return keys that look a round's up once: for one reading or writing of a file.
+
+    A round's key is the same for all rows and takes 32 HMACs. Not to be kept: who asks
+    later must be told that a key was destroyed.
+    """
+    return replace(keys, round_key=cache(keys.round_key))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import numpy as np
 from cryptography.exceptions import InvalidTag
 
 from fedunlearn.errors import DamagedError
+from fedunlearn.history.files import unreadable
 from fedunlearn.history.record import ClientId
 from fedunlearn.history.seal import (
     SEAL_BYTES,
@@ -18,6 +19,7 @@ from fedunlearn.history.seal import (
     Keys,
     Place,
     Written,
+    asked_once,
     mac,
 )
 
@@ -77,19 +79,18 @@ class Segment:
     def rows(self, part: str, wanted: Sequence[int], keys: Keys) -> Bytes:
         """Return rows of a part in the clear, shape ``(len(wanted), B)``.
 
-        All rows of a part that is not encrypted are a view of the map.
+        Rows of a part that is not encrypted are a view of the map if they follow each
+        other.
 
         Raises:
             DamagedError: If a row is not what was written.
             HistoryError: If its key was destroyed.
         """
-        stored = self.parts[part]
-        everything = list(wanted) == list(range(len(stored.owners)))
-        matrix = self.matrix(part)
+        stored, keys = self.parts[part], asked_once(keys)
         if not self.place.sealed:
             for row in wanted:
                 self._open_row(stored, row, keys, None)
-            return matrix if everything else matrix[list(wanted)]
+            return self.matrix(part)[_as_slice(wanted)]
         out = np.empty((len(wanted), stored.width), np.uint8)
         for target, row in zip(out, wanted, strict=True):
             self._open_row(stored, row, keys, target)
@@ -130,6 +131,14 @@ class Segment:
             ) from error
 
 
+def _as_slice(wanted: Sequence[int]) -> slice | list[int]:
+    """Return rows as what NumPy takes a view of, if they follow each other."""
+    rows = list(wanted)
+    first = rows[0] if rows else 0
+    follows = rows == list(range(first, first + len(rows)))
+    return slice(first, first + len(rows)) if follows else rows
+
+
 def open_segment(
     path: Path, store: str, keys: Keys, expected: Written | None = None
 ) -> Segment:
@@ -146,7 +155,9 @@ def open_segment(
     """
     try:
         raw = np.memmap(path, np.uint8, "r")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise unreadable(error, path) from error
+    except ValueError as error:
         raise DamagedError.of(str(error), path) from error
     if expected is not None and raw.size != expected.nbytes:
         raise DamagedError.of(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from fedunlearn.history.state import unpack_state
 from fedunlearn.params import Layout, Vector
 
 INDEX, SEGMENTS = "index.db", "segments"
+_NAME = re.compile(r"(round|tip)-[0-9]{6,}-[0-9a-f]{8}\.safetensors")
 _Read = TypeVar("_Read")
 
 
@@ -185,7 +187,7 @@ class Store:
 
     def path(self, written: Written) -> Path:
         """Return where a file is."""
-        if Path(written.name).name != written.name:
+        if not _NAME.fullmatch(written.name):
             what = f"it refers to a file called {written.name!r}"
             raise DamagedError.of(what, self.index.path)
         return self.folder / SEGMENTS / written.name

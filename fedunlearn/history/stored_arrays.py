@@ -1,12 +1,13 @@
 """The heavy part of a round on disk: opened, authenticated and decoded on use."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from fedunlearn.errors import DamagedError, HistoryError
 from fedunlearn.history.codecs import Codec
+from fedunlearn.history.key_tree import KeyTree
 from fedunlearn.history.record import (
     ClientId,
     RoundRecord,
@@ -14,7 +15,7 @@ from fedunlearn.history.record import (
     read_only,
 )
 from fedunlearn.history.round_table import Head
-from fedunlearn.history.seal import Written
+from fedunlearn.history.seal import Keys, Written
 from fedunlearn.history.segment import Segment
 from fedunlearn.history.state import unpack_state
 from fedunlearn.history.store import Store
@@ -37,12 +38,13 @@ class StoredArrays:
     clients: tuple[ClientId, ...]
     rows_in_file: tuple[int | None, ...]
     _segment: Segment | None = field(default=None, repr=False)
+    _known: tuple[KeyTree, int, bytes] | None = field(default=None, repr=False)
 
     def broadcast(self) -> Vector:
         """Read the model sent out."""
         if not self.head.broadcast:
             raise HistoryError(f"the broadcast of round {self.head.index} is not kept")
-        rows = self._open("broadcast").rows("broadcast", [0], self.store.keys)
+        rows = self._open("broadcast").rows("broadcast", [0], self._keys)
         model: Vector = rows[0].view("<f4").astype("f4", copy=False)
         return read_only(model)
 
@@ -66,14 +68,32 @@ class StoredArrays:
         owners = dict(enumerate(segment.parts["updates"].owners))
         if [owners.get(row) for row in held] != [self.clients[at] for at in positions]:
             raise self._damaged_index("the updates are those of others")
-        rows = segment.rows("updates", held, self.store.keys)
+        rows = segment.rows("updates", held, self._keys)
         return self._codec.decode(rows, self._layout)
 
     def state(self) -> ServerState:
         """Read the server's state when the round began."""
         if self.head.written is None or "state" not in self._open().parts:
             return ServerState()
-        return unpack_state(self._open("state").rows("state", [0], self.store.keys))
+        return unpack_state(self._open("state").rows("state", [0], self._keys))
+
+    @property
+    def _keys(self) -> Keys:
+        return replace(self.store.keys, round_key=self._round_key)
+
+    def _round_key(self, generation: int, index: int) -> bytes:
+        """Return the round's key; derived anew once the tree it is from was replaced.
+
+        Destroying a key replaces its tree: what is remembered says no more than asking
+        would.
+        """
+        tree, known = self.store.ring.generations.get(generation), self._known
+        if known is not None and known[0] is tree and known[1] == index:
+            return known[2]
+        key = self.store.keys.round_key(generation, index)
+        tree = self.store.ring.generations[generation]
+        self._known = (tree, index, key)
+        return key
 
     @property
     def _codec(self) -> Codec:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from fedunlearn.history.append import note_bytes, payload_bytes
-from fedunlearn.history.files import sync_folder
+from fedunlearn.history.files import remove_stray, sync_folder
 from fedunlearn.history.record import ClientId
 from fedunlearn.history.retention import Keep
 from fedunlearn.history.segment import Segment
@@ -63,7 +63,7 @@ def thin_round(
             )
             seal = None if written is None else written.seal
             store.index.add_entry({"type": "thin", "round": index, "seal": seal})
-        store.files.unlink(store.path(head.written))
+        remove_stray(store.files, store.path(head.written))
 
 
 def thin_tip(store: Store, gone: frozenset[ClientId]) -> None:
@@ -89,7 +89,7 @@ def thin_tip(store: Store, gone: frozenset[ClientId]) -> None:
         store.index.set_meta("tip", new.to_json())
         entry = {"type": "thin", "round": tip.round + 1, "seal": written.seal}
         store.index.add_entry(entry)
-    store.files.unlink(store.path(tip.written))
+    remove_stray(store.files, store.path(tip.written))
 
 
 def _rows_to_keep(segment: Segment, keep: Keep) -> Mapping[str, Sequence[int]]:

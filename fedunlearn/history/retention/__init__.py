@@ -18,7 +18,12 @@ Who took part when and with how many examples stays as well.
 from collections.abc import Callable
 from typing import Final
 
-from fedunlearn.history.retention.crab import Crab, divergence, similarities
+from fedunlearn.history.retention.crab import (
+    Crab,
+    divergence,
+    loss_of,
+    similarities,
+)
 from fedunlearn.history.retention.keep import NOTHING, Keep, Retention
 from fedunlearn.history.retention.policies import (
     All,
@@ -61,6 +66,7 @@ __all__ = [
     "Sensitivities",
     "Sums",
     "divergence",
+    "loss_of",
     "retention",
     "similarities",
 ]

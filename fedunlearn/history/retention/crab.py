@@ -48,6 +48,7 @@ class Crab:
     clients: float = 0.7
     sums: ClassVar[bool] = False
     sensitivities: ClassVar[bool] = False
+    losses: ClassVar[bool] = True
     at_append = everything
 
     def __post_init__(self) -> None:
@@ -82,8 +83,8 @@ class Crab:
         window: list[RoundRecord] = []
         for record in records(history):
             window.append(record)
-            start = _loss(window[0])
-            if start - _loss(record) > self.alpha * abs(start):
+            start = loss_of(window[0])
+            if start - loss_of(record) > self.alpha * abs(start):
                 yield window
                 window = [record]
 
@@ -166,7 +167,8 @@ def _moved(now: RoundRecord, after: RoundRecord, layout: Layout) -> float:
     return divergence(now.broadcast, after.broadcast, layout)
 
 
-def _loss(record: RoundRecord) -> float:
+def loss_of(record: RoundRecord) -> float:
+    """Return a round's training loss, or raise HistoryError if it has none."""
     if record.loss is None or not isfinite(record.loss):
         raise HistoryError(
             f"crab needs the training loss of round {record.index}, got {record.loss}: "

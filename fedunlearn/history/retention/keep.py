@@ -38,6 +38,10 @@ class Retention(Protocol):
     def sensitivities(self) -> bool:
         """Whether the scalar sensitivities of each round are recorded."""
 
+    @property
+    def losses(self) -> bool:
+        """Whether every round must come with its training loss."""
+
     def at_append(self, index: int, first: int) -> Keep:
         """Return what is written of round ``index``; ``first`` is the first recorded.
 

@@ -16,6 +16,7 @@ class All:
     name: ClassVar[str] = "all"
     sums: ClassVar[bool] = False
     sensitivities: ClassVar[bool] = False
+    losses: ClassVar[bool] = False
     at_append = everything
     later = no_less
 
@@ -27,6 +28,7 @@ class Every:
     k: int
     sums: ClassVar[bool] = False
     sensitivities: ClassVar[bool] = False
+    losses: ClassVar[bool] = False
     later = no_less
 
     def __post_init__(self) -> None:
@@ -50,6 +52,7 @@ class Last:
     k: int
     sums: ClassVar[bool] = False
     sensitivities: ClassVar[bool] = False
+    losses: ClassVar[bool] = False
     at_append = everything
 
     def __post_init__(self) -> None:
@@ -73,6 +76,7 @@ class Sums:
     name: ClassVar[str] = "sums"
     sums: ClassVar[bool] = True
     sensitivities: ClassVar[bool] = False
+    losses: ClassVar[bool] = False
     later = no_less
 
     def at_append(self, index: int, first: int) -> Keep:
@@ -87,6 +91,7 @@ class Sensitivities:
     name: ClassVar[str] = "sensitivities"
     sums: ClassVar[bool] = False
     sensitivities: ClassVar[bool] = True
+    losses: ClassVar[bool] = False
     later = no_less
 
     def at_append(self, index: int, first: int) -> Keep:
