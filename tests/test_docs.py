@@ -13,8 +13,8 @@ from fedunlearn.history.codecs import CODECS, codec
 from fedunlearn.history.index import _TABLES
 from fedunlearn.history.lineage import PARTS_OF_OTHERS
 from fedunlearn.history.retention import RETENTIONS, retention
+from fedunlearn.history.settings import Settings, first_meta
 from fedunlearn.history.stats import KIND_OF_PART
-from fedunlearn.history.store import Settings, first_meta
 from tests.history_helpers import LAYOUT, a_record, a_state
 
 ROOT = Path(__file__).parent.parent

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -292,7 +293,8 @@ def test_nothing_can_be_written_through_a_record(history):
     for array in (record.broadcast, record.updates):
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
-    record.updates_of((3,))[...] = 0  # a copy
+    with suppress(ValueError):  # read-only as well, or a copy
+        record.updates_of((3,))[...] = 0
     assert_same(history.round(1), a_round())
 
 

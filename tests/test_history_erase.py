@@ -815,11 +815,6 @@ def test_a_client_that_was_only_asked_leaves_no_trace(tmp_path):
         assert in_order(history)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="what a repair put into quarantine/ is evidence, and no erasure looks there:"
-    " a damaged index holds names and counts in the clear until somebody removes it",
-)
 def test_no_name_is_found_in_the_quarantine(disk):
     disk.close()
     raw = bytearray((disk.folder / "index.db").read_bytes())

@@ -135,6 +135,9 @@ def compare(history, model):
     held = {i for i, who in model.who.items() if model.kept(i) == who}
     assert history.holds.updates == held
     assert history.holds.broadcasts == {i for i in model.who if model.has(i, "model")}
+    rows = sum(len(model.kept(i)) + model.has(i, "model") for i in model.who)
+    assert history.holds.nbytes == 4 * LAYOUT.size * rows
+    assert history.holds.peak_bytes >= history.holds.nbytes
 
 
 def compare_tip(history, model):
@@ -277,26 +280,41 @@ class Lives(RuleBasedStateMachine):
             assert reader.rounds == self.disk.rounds
             assert [f for f in reader.check(read_data=read_data) if f.damage] == []
 
-    @precondition(lambda self: self.model.who)
-    @rule(data=st.data(), heal=st.booleans())
-    def be_damaged(self, data, heal):
-        """Flip a byte of a closed history; take it back or repair what there is."""
+    @rule(data=st.data())
+    def be_damaged_and_healed(self, data):
+        """Flip a byte of any file of a closed history, and take it back."""
         folder = self.closed()
         parts = [*folder.iterdir(), *(folder / "segments").iterdir()]
         paths = [p for p in sorted(parts) if p.is_file() and p.stat().st_size]
         paths = [p for p in paths if not p.name.endswith("-shm")]
-        path = data.draw(st.sampled_from(paths), label="file")
+        if (folder / "index.seal").exists():  # or nothing was ever recorded
+            flipped = self.flipped(data, data.draw(st.sampled_from(paths)))
+            assert self.is_found(folder), flipped
+            flip(*flipped)
+            assert not self.is_found(folder)
+        self.reopen()
+
+    @precondition(lambda self: self.model.who)
+    @rule(data=st.data(), start=st.sampled_from(["round", "tip", "index.d", "index.s"]))
+    def be_damaged_and_repaired(self, data, start):
+        """Flip a byte of a file that is not a key, and live with what is left."""
+        folder = self.closed()
+        parts = [*folder.iterdir(), *(folder / "segments").iterdir()]
+        paths = [p for p in sorted(parts) if p.name.startswith(start)]
+        paths = [p for p in paths if p.name[-4:] not in ("-shm", "-wal")]
+        if paths:
+            flipped = self.flipped(data, data.draw(st.sampled_from(paths)))
+            assert self.is_found(folder), flipped
+            self.mend(flipped[0])
+            assert not self.is_found(folder)
+        self.reopen()
+
+    def flipped(self, data, path):
+        """Flip a byte; return what to flip to take it back."""
         at = data.draw(st.integers(0, path.stat().st_size - 1), label="byte")
         mask = data.draw(st.integers(1, 255), label="mask")
         flip(path, at, mask)
-        assert self.is_found(folder), f"{path.name}, byte {at}, {mask:#x}"
-        keys = path.name in ("keys.bin", "outer.key")
-        if heal or keys:
-            flip(path, at, mask)
-            assert not self.is_found(folder)
-        else:
-            self.mend(path)
-        self.reopen()
+        return path, at, mask
 
     def is_found(self, folder):
         try:
@@ -366,7 +384,7 @@ def flip(path, at, mask):
 
 
 Lives.TestCase.settings = settings(
-    max_examples=60,
+    max_examples=100,
     phases=[Phase.reuse, Phase.generate],  # to shrink a story takes minutes
     report_multiple_bugs=False,
     stateful_step_count=20,

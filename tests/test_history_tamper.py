@@ -1032,6 +1032,8 @@ def check_losses(folder, what, losses):
 def check_rest(folder, what):
     lost = LOST.get(what, [])
     with DiskHistory.open(folder, write=True) as history:
+        count = history.stats().nbytes
+        assert history.holds.nbytes == count["updates"] + count["broadcasts"]
         assert history.rounds == ROUNDS
         assert history.names == ({} if what in LOST_INDEX else NAMES)
         for index in (1, 3):
@@ -1167,6 +1169,7 @@ def test_sums_that_are_lost_are_not_begun_again_in_silence(tmp_path):
     repair(folder)
     with DiskHistory.open(folder, write=True) as history:
         assert history.holds.sums_from is None
+        assert history.holds.nbytes == WIDTH  # the first broadcast
         history.append_round(a_record(4, WHO))
         assert history.holds.sums_from is None
         with pytest.raises(HistoryError, match="no running sum"):

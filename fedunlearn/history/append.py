@@ -12,9 +12,10 @@ from fedunlearn.history.record import ClientId, RoundRecord, ServerState
 from fedunlearn.history.retention import Keep, loss_of
 from fedunlearn.history.seal import Bytes, Part, Written
 from fedunlearn.history.segment_write import write_segment
+from fedunlearn.history.settings import TipFile
 from fedunlearn.history.shares import add_shares, sensitivities
 from fedunlearn.history.state import pack_state
-from fedunlearn.history.store import SEGMENTS, Store, TipFile
+from fedunlearn.history.store import SEGMENTS, Store
 from fedunlearn.history.witness import commitments, pseudonym
 from fedunlearn.params import Matrix, Vector
 

@@ -23,7 +23,8 @@ from fedunlearn.history.round_table import (
 )
 from fedunlearn.history.seal import Written
 from fedunlearn.history.segment import Segment, open_segment
-from fedunlearn.history.store import SEGMENTS, Store, TipFile
+from fedunlearn.history.settings import TipFile
+from fedunlearn.history.store import SEGMENTS, Store
 from fedunlearn.history.stored_arrays import read_round
 from fedunlearn.history.thin import facts_without
 

@@ -14,7 +14,7 @@ from uuid import uuid4
 from fedunlearn.errors import HistoryError, RequestError
 from fedunlearn.history.append import append_round
 from fedunlearn.history.check import Finding, check_references, check_store
-from fedunlearn.history.closing import check_index, seal_index
+from fedunlearn.history.closing import check_index
 from fedunlearn.history.codecs import codec as read_codec
 from fedunlearn.history.erase import (
     Erasure,
@@ -23,7 +23,7 @@ from fedunlearn.history.erase import (
     remove_strays,
 )
 from fedunlearn.history.files import Files, RealFiles
-from fedunlearn.history.folder import create_store, open_store
+from fedunlearn.history.folder import close_store, create_store, open_store
 from fedunlearn.history.lineage import Trace, traces_of
 from fedunlearn.history.lock import Lock
 from fedunlearn.history.memory import no_such_round
@@ -36,12 +36,9 @@ from fedunlearn.history.record import (
     Tip,
 )
 from fedunlearn.history.retention import retention as read_retention
+from fedunlearn.history.settings import Settings
 from fedunlearn.history.stats import HistoryStats, holdings, stats
-from fedunlearn.history.store import (
-    INDEX,
-    Settings,
-    Store,
-)
+from fedunlearn.history.store import INDEX, Store
 from fedunlearn.history.stored_arrays import read_round
 from fedunlearn.history.thin import thin_round
 from fedunlearn.params import Layout, Vector
@@ -153,23 +150,7 @@ class DiskHistory:
 
     def close(self) -> None:
         """Close it; records that were handed out stay readable."""
-        store = self._store
-        writes = store.lock is not None and not store.failure
-        try:
-            last = store.index.last_entry() if writes else None
-            if last is not None:
-                with store.changing("closing"):
-                    store.index.try_to_empty_wal()
-            store.index.close()
-            if last is not None:
-                with store.changing("closing"):
-                    place = (last.seq, last.hash)
-                    seal_index(store.folder, store.files, place, store.ring.store)
-        finally:
-            store.index.close()
-            if store.lock is not None:
-                store.lock.release()
-                store.lock = None
+        close_store(self._store)
 
     def __enter__(self) -> Self:
         """Return itself."""

@@ -24,7 +24,8 @@ from fedunlearn.history.files import half_written, sync_folder
 from fedunlearn.history.record import ClientId, ServerState
 from fedunlearn.history.retention import Keep
 from fedunlearn.history.seal import Part
-from fedunlearn.history.store import SEGMENTS, Store, TipFile
+from fedunlearn.history.settings import TipFile
+from fedunlearn.history.store import QUARANTINE, SEGMENTS, Store
 from fedunlearn.history.thin import thin_round, thin_tip
 from fedunlearn.history.witness import pseudonym
 
@@ -135,6 +136,7 @@ def finish_erasure(store: Store) -> None:
     store.files.reached("erase.keys_destroyed")
     store.sums = None
     _clean_files(store, promise, gone)
+    _clear_quarantine(store)
     with store.index.transaction(store.files, "erase.rows"):
         _forget(store, promise, gone)
         store.index.add_entry(
@@ -150,6 +152,15 @@ def finish_erasure(store: Store) -> None:
     store.index.empty_wal()
     remove_strays(store)
     store.files.reached("erase.files_removed")
+
+
+def _clear_quarantine(store: Store) -> None:
+    """Remove what repairs kept: a damaged index holds names and counts in the clear."""
+    folder = store.folder / QUARANTINE
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            store.files.unlink(path)
+        sync_folder(store.files, folder)
 
 
 def _promise(store: Store, promise: Promise, state: ServerState | None) -> None:

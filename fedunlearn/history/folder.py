@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedunlearn.errors import HistoryError
-from fedunlearn.history.closing import check_index
+from fedunlearn.history.closing import check_index, seal_index
 from fedunlearn.history.files import Files, sync_folder
 from fedunlearn.history.index import FORMAT, Index
 from fedunlearn.history.keys import KeyFiles, KeyRing
 from fedunlearn.history.lock import Lock
 from fedunlearn.history.record import ClientId
-from fedunlearn.history.store import INDEX, SEGMENTS, Settings, Store, first_meta
+from fedunlearn.history.settings import Settings, first_meta
+from fedunlearn.history.store import INDEX, SEGMENTS, Store
 
 
 def create_store(
@@ -86,3 +87,23 @@ def check_format(index: Index) -> None:
         f"{folder} has format {found}, written by a newer version; "
         f"this one reads up to {FORMAT}"
     )
+
+
+def close_store(store: Store) -> None:
+    """Close a folder; a writer leaves a sealed index and lets the next one in."""
+    writes = store.lock is not None and not store.failure
+    try:
+        last = store.index.last_entry() if writes else None
+        if last is not None:
+            with store.changing("closing"):
+                store.index.try_to_empty_wal()
+        store.index.close()
+        if last is not None:
+            with store.changing("closing"):
+                place = (last.seq, last.hash)
+                seal_index(store.folder, store.files, place, store.ring.store)
+    finally:
+        store.index.close()
+        if store.lock is not None:
+            store.lock.release()
+            store.lock = None

@@ -21,14 +21,8 @@ from fedunlearn.history.record import (
     without,
 )
 from fedunlearn.history.segment import Segment, open_segment
-from fedunlearn.history.store import (
-    INDEX,
-    SEGMENTS,
-    Settings,
-    Store,
-    TipFile,
-    first_meta,
-)
+from fedunlearn.history.settings import Settings, TipFile, first_meta
+from fedunlearn.history.store import INDEX, SEGMENTS, Store
 
 
 def rebuild_index(

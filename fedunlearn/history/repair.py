@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedunlearn.errors import DamagedError, HistoryError
+from fedunlearn.history.append import note_bytes, payload_bytes
 from fedunlearn.history.check import Finding, check_store
 from fedunlearn.history.closing import SEAL_FILE, check_index, seal_index
 from fedunlearn.history.files import Files, RealFiles, sync_folder
@@ -23,9 +24,8 @@ from fedunlearn.history.round_table import Head
 from fedunlearn.history.seal import Written
 from fedunlearn.history.segment import Segment
 from fedunlearn.history.segment_write import copy_segment
-from fedunlearn.history.store import INDEX, SEGMENTS, Settings, Store, TipFile
-
-QUARANTINE = "quarantine"
+from fedunlearn.history.settings import Settings, TipFile
+from fedunlearn.history.store import INDEX, QUARANTINE, SEGMENTS, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,9 @@ def _keep_rest(store: Store, head: Head, good: Good | None) -> None:
             owners = [c for at in good.rows["updates"] if (c := whose[at]) is not None]
     has_broadcast = good is not None and "broadcast" in good.rows
     with store.index.transaction(store.files, "thin"):
+        before = payload_bytes(store, *store.table.held(), 0)
         store.table.point_to(head.index, written, owners, has_broadcast)
+        note_bytes(store, payload_bytes(store, *store.table.held(), 0) - before)
         seal = None if written is None else written.seal
         entry = {"type": "lost", "round": head.index, "seal": seal}
         store.index.add_entry(entry)
@@ -225,6 +227,8 @@ def _drop_tip(store: Store, tip: TipFile) -> None:
         nowhere = TipFile(tip.round, tip.generation, None)
         store.index.set_meta("tip", nowhere.to_json())
         store.index.set_meta("sums_from", "")
+        without_sums = payload_bytes(store, *store.table.held(), 0)
+        note_bytes(store, without_sums - int(store.index.meta("nbytes")))
         store.index.add_entry({"type": "lost tip", "round": tip.round})
     if tip.written is not None:
         _quarantine(store.files, store.folder, store.path(tip.written))

@@ -1,6 +1,5 @@
 """What all operations of a history on disk share: folder, index, keys, settings."""
 
-import json
 import os
 import re
 import sqlite3
@@ -11,104 +10,21 @@ from pathlib import Path
 from typing import TypeVar
 
 from fedunlearn.errors import DamagedError, HistoryError
-from fedunlearn.history.codecs import Codec
-from fedunlearn.history.codecs import codec as read_codec
 from fedunlearn.history.files import Files, SyncError
-from fedunlearn.history.index import FORMAT, Index
+from fedunlearn.history.index import Index
 from fedunlearn.history.keys import KeyFiles, KeyRing
 from fedunlearn.history.lock import Lock
 from fedunlearn.history.record import ClientId, ServerState, Tip
-from fedunlearn.history.retention import Retention
-from fedunlearn.history.retention import retention as read_retention
 from fedunlearn.history.round_table import RoundTable
 from fedunlearn.history.seal import Keys, Place, Written, new_salt
 from fedunlearn.history.segment import Segment, open_segment
+from fedunlearn.history.settings import Settings, TipFile
 from fedunlearn.history.state import unpack_state
-from fedunlearn.params import Layout, Vector
+from fedunlearn.params import Vector
 
-INDEX, SEGMENTS = "index.db", "segments"
+INDEX, SEGMENTS, QUARANTINE = "index.db", "segments", "quarantine"
 _NAME = re.compile(r"(round|tip)-[0-9]{6,}-[0-9a-f]{8}\.safetensors")
 _Read = TypeVar("_Read")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What is fixed when a history is created.
-
-    Attributes:
-        store: A random id.
-        layout: Names and shapes of the model's arrays.
-        codec: How updates are stored.
-        retention: What of them stays.
-        sealed: Whether payloads are encrypted.
-    """
-
-    store: str
-    layout: Layout
-    codec: Codec
-    retention: Retention
-    sealed: bool
-
-    def to_json(self) -> str:
-        """Return the settings as text."""
-        return json.dumps(
-            {
-                "store": self.store,
-                "layout": [self.layout.names, self.layout.shapes],
-                "codec": self.codec.name,
-                "retention": self.retention.name,
-                "sealed": self.sealed,
-            }
-        )
-
-    @classmethod
-    def from_json(cls, text: str) -> "Settings":
-        """Return the settings a text stands for."""
-        fields = json.loads(text)
-        names, shapes = fields["layout"]
-        return cls(
-            fields["store"],
-            Layout(tuple(names), tuple(tuple(s) for s in shapes)),
-            read_codec(fields["codec"]),
-            read_retention(fields["retention"]),
-            fields["sealed"],
-        )
-
-
-def first_meta(settings: Settings) -> dict[str, str]:
-    """Return what the index of an empty history says."""
-    return {
-        "format": str(FORMAT),
-        "generation": "1",
-        "tip": "",
-        "nbytes": "0",
-        "peak_bytes": "0",
-        "pending": "",
-        "sums_from": "1" if settings.retention.sums else "",
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class TipFile:
-    """Where the tip is: the round behind it, its generation and its file, if any."""
-
-    round: int
-    generation: int
-    written: Written | None
-
-    def to_json(self) -> str:
-        """Return it as text."""
-        file = self.written
-        place = None if file is None else [file.name, file.nbytes, file.seal]
-        return json.dumps([self.round, self.generation, place])
-
-    @classmethod
-    def from_json(cls, text: str) -> "TipFile | None":
-        """Return what a text says; None for an empty one."""
-        if not text:
-            return None
-        index, generation, place = json.loads(text)
-        return cls(int(index), int(generation), Written(*place) if place else None)
 
 
 @dataclass(slots=True)

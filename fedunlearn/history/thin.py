@@ -9,7 +9,8 @@ from fedunlearn.history.record import ClientId
 from fedunlearn.history.retention import Keep
 from fedunlearn.history.segment import Segment
 from fedunlearn.history.segment_write import copy_segment
-from fedunlearn.history.store import SEGMENTS, Store, TipFile
+from fedunlearn.history.settings import TipFile
+from fedunlearn.history.store import SEGMENTS, Store
 
 
 def thin_round(
