@@ -31,13 +31,14 @@ from fedunlearn.history import (
     DiskHistory,
     RoundRecord,
     ServerState,
-    records,
 )
+from fedunlearn.history.stream import weighted_sum
 from fedunlearn.params import Layout
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 CLIENTS, PARAMETERS, SMOKE_PARAMETERS = 100, 160_000, 4_000
 Run = Callable[[Path], None]
+_WRITE_BYTES = 1 << 20
 
 
 def make_record(index: int, clients: int, parameters: int) -> RoundRecord:
@@ -114,8 +115,8 @@ def append_part(folder: Path, repeats: int, parameters: int) -> list[str]:
         path = place / f"raw-{next(number)}"
         handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         rest = memoryview(payload).cast("B")
-        while rest:
-            rest = rest[os.write(handle, rest) :]
+        while rest:  # a call with all 64 MB is several times slower here
+            rest = rest[os.write(handle, rest[:_WRITE_BYTES]) :]
         os.close(handle)
         fsynced(path)
 
@@ -216,7 +217,7 @@ def stream_part(folder: Path, gigabytes: float, parameters: int) -> list[str]:
         place = folder / f"stream-{sealed}"
         rounds = max(2, round(gigabytes * 1e9 / (4 * CLIENTS * parameters)))
         fill(place, rounds, parameters, sealed)
-        runs: dict[str, Run] = {"memory maps": read_maps, "weighted sum": weighted_sum}
+        runs: dict[str, Run] = {"memory maps": read_maps, "weighted sum": add_up}
         seconds = interleaved(runs, place, 3, cold=True)
         nbytes = rounds * 4 * CLIENTS * parameters
         kind = "sealed" if sealed else "unsealed"
@@ -243,17 +244,10 @@ def read_maps(place: Path) -> None:
         touch(raw[: raw.size // 4 * 4])
 
 
-def weighted_sum(place: Path) -> None:
-    """Add up all updates with their weights: a row is used as soon as it is checked."""
+def add_up(place: Path) -> None:
+    """Add up all updates with equal weights."""
     with DiskHistory.open(place) as history:
-        total = np.zeros(history.layout.size, np.float32)
-        term = np.empty_like(total)
-        for record in records(history):
-            weight = np.float32(1 / len(record.clients))
-            for client in record.clients:
-                (update,) = record.updates_of((client,))
-                np.multiply(update, weight, out=term)
-                np.add(total, term, out=total)
+        weighted_sum(history, lambda r: dict.fromkeys(r.clients, 1 / len(r.clients)))
 
 
 def memory_lines(place: Path, rounds: int, parameters: int, kind: str) -> list[str]:
@@ -276,7 +270,7 @@ def measure_memory(place: Path) -> int:
         return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])  # type: ignore[index]
 
     before = peak()
-    weighted_sum(place)
+    add_up(place)
     return peak() - before
 
 

@@ -851,6 +851,10 @@ def test_the_log_goes_on_and_verifies(disk, state):
     assert kinds[5:-1] == ([] if state else ["thin", "thin"])
     erased = entries_of(disk)[-1]
     assert erased["rounds"] == ([2, 3, 4] if state else [])
+    unlearned = entries_of(disk)[4]
+    assert unlearned["generation"] == (2 if state else 1)
+    assert unlearned["first"] == (2 if state else None)
+    assert disk.stats().generation == unlearned["generation"]
     assert erased["clients"] == entries_of(disk)[4]["clients"]
     assert len(erased["clients"]) == 1
 

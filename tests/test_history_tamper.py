@@ -25,13 +25,20 @@ import pytest
 
 from fedunlearn.errors import DamagedError, HistoryError
 from fedunlearn.history import DiskHistory
-from fedunlearn.history.check import Finding
+from fedunlearn.history.check import Finding, _settled
 from fedunlearn.history.keys import KeyFiles
 from fedunlearn.history.log import faults
 from fedunlearn.history.repair import Loss, repair
 from fedunlearn.history.seal import mac
 from fedunlearn.history.segment import open_segment
-from tests.history_helpers import LATE, LAYOUT, a_record, a_state, history_digest
+from tests.history_helpers import (
+    LATE,
+    LAYOUT,
+    WatchedFiles,
+    a_record,
+    a_state,
+    history_digest,
+)
 
 WHO, ROUNDS = (0, 3, 7), (1, 2, 3)
 NAMES = {0: "Ada", 3: "Bob", 7: "Cyd"}
@@ -375,6 +382,14 @@ def test_damage_of_a_header_names_file_and_round(folder):
     assert any(str(path) in what for what in damage_in(folder))
 
 
+def test_a_file_that_was_cut_says_by_how_much(folder):
+    path = only(folder, "round-000002")
+    size = path.stat().st_size
+    cut(path, 700)
+    (found,) = damage_in(folder)
+    assert found == (f"{path} is damaged: it has 700 bytes, {size} were recorded")
+
+
 def header_of(path):
     raw = path.read_bytes()
     end = 8 + int.from_bytes(raw[:8], "little")
@@ -634,6 +649,58 @@ def test_an_older_file_of_a_round_is_found(tmp_path):
     assert damage_in(folder)
     with DiskHistory.open(folder) as history, pytest.raises(DamagedError):
         _ = history.round(2).updates
+
+
+class Refusing(WatchedFiles):
+    """A disk that is full when a round is to be committed."""
+
+    def commit(self, database):
+        raise OSError(28, "No space left on device")
+
+
+def attempt_and_commit(folder, attempted, committed):
+    """Record a round that is not committed, then another of the same index.
+
+    Returns:
+        The files of both, the one that was never committed read before it is removed.
+    """
+    with DiskHistory.open(folder, write=True, files=Refusing()) as history:
+        with pytest.raises(HistoryError, match="No space left"):
+            history.append_round(attempted, a_state(4))
+        first = only(folder, "round-000004").read_bytes()
+    with DiskHistory.open(folder, write=True) as history:
+        history.append_round(committed, a_state(4))
+    return first, only(folder, "round-000004")
+
+
+def test_a_file_that_was_never_committed_is_found_in_place_of_the_one_that_was(folder):
+    """Of the same round, the same size, sealed with the same keys."""
+    attempted = a_record(4, WHO, seed=1)
+    first, path = attempt_and_commit(folder, attempted, a_record(4, WHO))
+    assert len(first) == path.stat().st_size
+    assert damage_in(folder) == []
+    path.write_bytes(first)
+    assert damage_in(folder)
+    with DiskHistory.open(folder) as history, pytest.raises(DamagedError):
+        _ = history.round(4).updates
+
+
+def test_no_key_is_used_for_two_files(templates, tmp_path):
+    """With GCM the same key and nonce would give away the difference of two updates."""
+    folder = Path(shutil.copytree(templates["sealed"], tmp_path / "history"))
+    zeros = a_record(4, WHO)
+    nothing = np.zeros((3, LAYOUT.size), np.float32)
+    zeros = replace(zeros, arrays=replace(zeros.arrays, matrix=nothing))
+    first, path = attempt_and_commit(folder, zeros, zeros)
+    begin = offset_of(path, "updates")
+    streams = [raw[begin : begin + 3 * WIDTH] for raw in (first, path.read_bytes())]
+    assert streams[0] != streams[1]
+    rows = [s[k * WIDTH : (k + 1) * WIDTH] for s in streams for k in range(3)]
+    assert len(set(rows)) == 6  # nor for two rows
+    paths = (folder / "segments").iterdir()
+    salts = [header_of(path)[1]["__metadata__"]["salt"] for path in paths]
+    assert len(salts) == len(set(salts)) == 5
+    assert all(re.fullmatch("[0-9a-f]{32}", salt) for salt in salts)
 
 
 def test_older_keys_are_found(tmp_path):
@@ -978,6 +1045,8 @@ LOST = {  # what of round 2; "" is the whole file
     "round and tip": ["broadcast", "state", 0, 3, 7],
     "index and update": [3],
 }
+ROW_BY_ROW = {"an update", "two updates", "all updates", "the broadcast", "the state"}
+ROW_BY_ROW |= {"every row", "index and update"}
 LOST_TIP = {"the tip", "the tip gone", "round and tip"}
 LOST_INDEX = {what for what in DAMAGE if "index" in what}
 
@@ -1020,8 +1089,19 @@ def check_losses(folder, what, losses):
     of_round = [loss for loss in losses if loss.round == 2]
     assert bool(of_round) == (what in LOST)
     named = {loss.client for loss in of_round if loss.client is not None}
-    if of_round and len(of_round) == len(LOST[what]):
+    if what in ROW_BY_ROW:
+        assert len(of_round) == len(LOST[what])
         assert named == {who for who in LOST[what] if isinstance(who, int)}
+        parts = {part for part in LOST[what] if isinstance(part, str)}
+        assert parts == {
+            p
+            for p in READERS
+            if any(f"its {p} are" in x.what for x in of_round if x.client is None)
+        }
+    elif of_round:
+        assert [(loss.client, loss.file.name[:12]) for loss in of_round] == [
+            (None, "round-000002")
+        ]
     server_lost = [loss for loss in losses if "where the server stood" in loss.what]
     assert len(server_lost) == (what in LOST_TIP)
     index_lost = [loss for loss in losses if loss.file.name == "index.db"]
@@ -1227,7 +1307,6 @@ class Stopped(BaseException):
 
 def interrupted(folder, step, clean):
     """Erase client 3 and stop at a step; go on as the next process would find it."""
-    from tests.history_helpers import WatchedFiles
 
     def stop(method, *args):
         if (method, args) == ("reached", (step,)):
@@ -1251,6 +1330,18 @@ def test_a_record_of_before_says_that_less_is_kept_now(tmp_path):
         with pytest.raises(HistoryError, match="less is kept of round 2") as caught:
             _ = record.updates
         assert not isinstance(caught.value, DamagedError)
+
+
+def test_what_a_writer_changes_meanwhile_is_looked_at_again():
+    """What was found fits a row that is no longer there: it is no damage."""
+    found = Finding("gone", True, Path("x"))
+    rows = iter([1, 2, 2, 2, 3, 3])
+    wrong = {1: [found], 2: [found], 3: []}
+    assert _settled(lambda: next(rows), wrong.get) == [found]  # 2 and still 2
+    assert list(rows) == [3, 3]
+    rows = iter([1, 3])
+    assert _settled(lambda: next(rows, 3), wrong.get) == []
+    assert _settled(lambda: None, wrong.get) == []
 
 
 def test_late_clients_are_only_in_what_was_asked(folder):

@@ -29,8 +29,7 @@ from fedunlearn.history.segment import Segment
 
 _ALIGN = 64
 _CHUNK_BYTES = 1 << 20
-"""Sealed and written at once: it stays in the processor's cache, and Linux is up to five
-times slower to take 4 MiB (benchmarks/history.py)."""
+"""Sealed and written at once, while it is in the processor's cache."""
 
 
 def write_segment(

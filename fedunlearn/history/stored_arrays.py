@@ -91,8 +91,7 @@ class StoredArrays:
         if known is not None and known[0] is tree and known[1] == index:
             return known[2]
         key = self.store.keys.round_key(generation, index)
-        tree = self.store.ring.generations[generation]
-        self._known = (tree, index, key)
+        self._known = None if tree is None else (tree, index, key)
         return key
 
     @property
