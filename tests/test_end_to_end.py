@@ -16,7 +16,7 @@ from simulations import compare, load_scenario
 from simulations.engine import SimulationGrid
 from simulations.evaluate import Evaluator
 from simulations.prepare import prepare
-from simulations.train import train
+from simulations.train import Curve, train
 from strategies import METHODS
 from strategies.directory import Directory
 from strategies.recording import RecordingStrategy
@@ -46,7 +46,7 @@ def trained_on(prepared, seed=0, clients=None):
             grid,
             history,
             directory=Directory(),
-            evaluator=Evaluator(prepared),
+            curve=Curve(Evaluator(prepared), prepared.task.layout),
         )
 
 

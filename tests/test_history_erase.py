@@ -10,8 +10,10 @@ import hashlib
 import hmac
 import json
 import shutil
+import sqlite3
 import zlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -813,6 +815,27 @@ def test_a_client_that_was_only_asked_leaves_no_trace(tmp_path):
         history.erase([ODD])
         assert told_of_the_leaver(tmp_path) == set()
         assert in_order(history)
+
+
+def test_deleted_rows_are_overwritten_whatever_sqlite_was_built_for(
+    tmp_path, monkeypatch
+):
+    """Debian's does so anyway: here only what is asked of it can be looked at."""
+    asked = []
+
+    class Listening(sqlite3.Connection):
+        def execute(self, statement, *values):
+            asked.append(statement)
+            return super().execute(statement, *values)
+
+    real = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", partial(real, factory=Listening))
+    wanted = {"PRAGMA secure_delete=ON", "PRAGMA synchronous=FULL"}
+    DiskHistory.create(tmp_path, LAYOUT).close()
+    assert {asked.count(statement) for statement in wanted} == {2}  # made, opened
+    asked.clear()
+    DiskHistory.open(tmp_path, write=True).close()
+    assert wanted < set(asked)
 
 
 def test_no_name_is_found_in_the_quarantine(disk):

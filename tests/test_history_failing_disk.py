@@ -189,6 +189,13 @@ def assert_no_damage(error):
     assert not isinstance(error, DamagedError), error
 
 
+def lowest_free_handle():
+    """The number that the next opened file will get."""
+    handle = os.dup(0)
+    os.close(handle)
+    return handle
+
+
 def failing_calls(method, number):
     """Yield a fault for n = 1, 2, ... until there is no n-th call."""
     for nth in count(1):
@@ -230,12 +237,28 @@ def test_any_call_may_fail(name, method, number, tmp_path):
     for fault in failing_calls(method, number):
         folder = tmp_path / str(fault.nth) / "history"
         folder.parent.mkdir()
+        lowest = lowest_free_handle()
         try:
             play_with(story, folder, fault, digests)
+            assert lowest_free_handle() == lowest, "a handle was left open"
         except (AssertionError, HistoryError, OSError, sqlite3.Error) as error:
             faults.append(f"{method} #{fault.nth}: {error!r}")
         shutil.rmtree(folder.parent)
     assert not faults, f"{len(faults)}:\n" + "\n".join(faults)
+
+
+@pytest.mark.parametrize("method", ["write", "sync", "close"])
+def test_a_file_that_was_refused_takes_no_room(method, tmp_path):
+    """On a full disk half a file would be in the way until the next writer comes."""
+    fault = Fault(method, errno.ENOSPC, sys.maxsize)
+    story, folder = STORIES["own rows, all"], tmp_path / "history"
+    history = story.do(story.open(folder, fault.files), "append 1")
+    before = sorted(path.name for path in (folder / "segments").iterdir())
+    fault.nth = fault.calls + 1
+    with pytest.raises(HistoryError, match="No space left"):
+        story.do(history, "append 2")
+    assert sorted(path.name for path in (folder / "segments").iterdir()) == before
+    history.close()
 
 
 # Real disks --------------------------------------------------------------------------
@@ -429,9 +452,8 @@ def starve(folder, spare):
     for at, step in enumerate(("create", *story.steps[1:], "close")):
         before = story.steps[at - 1] if at else None
         allowed = {digests.get(s) for s in states_around(story.steps, before)}
-        lowest = os.dup(0)
-        os.close(lowest)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + spare, limits[1]))
+        most = lowest_free_handle() + spare
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
         try:
             history = _one_step(story, folder, history, step, NO_FAULT)
         except HistoryError as error:

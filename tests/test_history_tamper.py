@@ -1275,6 +1275,61 @@ def test_a_rebuilt_index_does_not_claim_sums_it_cannot_vouch_for(tmp_path):
         assert history.holds.sums_from in (None, 4)
 
 
+def test_of_two_files_of_a_round_the_index_is_rebuilt_from_the_newer(tmp_path):
+    """The older one holds a row that was erased: it must not come back."""
+    folder = make(tmp_path / "history", sealed=True)
+    older = {p.name: p.read_bytes() for p in (folder / "segments").glob("round-*")}
+    with DiskHistory.open(folder, write=True) as history:
+        history.erase([3])
+    for name, data in older.items():
+        (folder / "segments" / name).write_bytes(data)
+    cut(folder / "index.db", 0)
+    repair(folder)
+    for write in (False, True):
+        with DiskHistory.open(folder, write=write) as history:
+            for index in ROUNDS:
+                record, true = history.round(index), a_record(index, WHO)
+                assert record.clients == (0, 7)
+                assert record.updates.tobytes() == true.updates_of((0, 7)).tobytes()
+            assert history.withdrawn == {3}
+    assert not older.keys() & {p.name for p in (folder / "segments").iterdir()}
+    assert damage_in(folder) == []
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_of_two_tips_the_index_is_rebuilt_with_the_newer(folder, first):
+    """Whichever comes first by name, of an older round or of an older generation."""
+    older = only(folder, "tip")
+    data, sealed = older.read_bytes(), files_are_sealed(older)
+    with DiskHistory.open(folder, write=True) as history:
+        if sealed:
+            history.erase([99], a_state(9))  # nobody: no key of a round goes
+        else:
+            history.append_round(a_record(4, WHO), a_state(4))
+    newer = only(folder, "tip")
+    if sealed:
+        assert newer.name[:10] == older.name[:10]
+        name = f"{newer.name[:11]}{'f' if first else '0'}{newer.name[12:]}"
+        newer = newer.rename(newer.with_name(name))
+        name = f"{older.name[:11]}{'0' if first else 'f'}{older.name[12:]}"
+        older = older.with_name(name)
+    older.write_bytes(data)
+    cut(folder / "index.db", 0)
+    repair(folder)
+    with DiskHistory.open(folder, write=True) as history:
+        state = a_state(9 if sealed else 4)
+        assert tip_content(history.tip) == tip_content(
+            TipLike(3 if sealed else 4, state)
+        )
+    assert newer.exists()
+    assert not older.exists()
+    assert damage_in(folder) == []
+
+
+def files_are_sealed(path):
+    return header_of(path)[1]["__metadata__"]["sealed"] == "true"
+
+
 @pytest.mark.parametrize("clean", [False, True])
 @pytest.mark.parametrize("lose_index", [False, True])
 @pytest.mark.parametrize(
