@@ -5,7 +5,11 @@ The children of the crash tests import it too: nothing heavy here.
 
 import hashlib
 import json
+import os
+import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,6 +165,20 @@ class WatchedFiles:
         if self.after is not None:
             self.after(method, args, result)
         return result
+
+
+@contextmanager
+def in_memory(tmp_path):
+    """A folder in memory, if there is one, for tests that make thousands of files.
+
+    They lose nothing: whether bytes were synced can be seen on no living system.
+    """
+    memory = Path("/dev/shm")  # noqa: S108 - only its speed is used
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="fedunlearn-", dir=memory) as place:
+        yield Path(place)
 
 
 LEAVER, LEAVERS_NAME = 0, "Ophelia-who-leaves"

@@ -481,6 +481,47 @@ def test_what_is_kept_of_a_round_does_not_decide_what_is_refused(
 RETENTIONS = ("all", "every:2", "last:1", "sums", "sensitivities", "crab:0.1,0.5,0.5")
 
 
+KEPT = {  # rounds whose updates, and rounds whose broadcast, are there after five
+    "all": ({1, 2, 3, 4, 5}, {1, 2, 3, 4, 5}),
+    "every:2": ({1, 3, 5}, {1, 3, 5}),
+    "last:2": ({4, 5}, {1, 4, 5}),
+    "last:1": ({5}, {1, 5}),
+    "sums": (set(), {1}),
+    "sensitivities": (set(), {1, 2, 3, 4, 5}),
+}
+
+
+@pytest.mark.parametrize("codec", ["float32", "int8", "top_k:0.25"])
+@pytest.mark.parametrize("retention", KEPT)
+def test_what_is_not_kept_is_gone_from_the_files(tmp_path, sealed, retention, codec):
+    updates, broadcasts = KEPT[retention]
+    with DiskHistory.create(
+        tmp_path, LAYOUT, sealed=sealed, retention=retention, codec=codec
+    ) as history:
+        for index in range(1, 6):
+            history.append_round(a_round(index), a_state(index))
+            nbytes = history.stats().nbytes
+            payload = sum(nbytes[k] for k in ("updates", "broadcasts", "sums"))
+            assert history.holds.nbytes == payload <= history.holds.peak_bytes
+        assert history.rounds == (1, 2, 3, 4, 5)
+        assert history.holds.updates == history.holds.some_updates == updates
+        assert history.holds.broadcasts == broadcasts
+        assert nbytes["updates"] == 3 * len(updates) * history.holds.update_bytes
+        assert nbytes["broadcasts"] == 4 * P * len(broadcasts)
+        assert nbytes["sums"] == (3 * 4 * P if retention == "sums" else 0)
+    with DiskHistory.open(tmp_path) as history:
+        for record in records(history):
+            assert record.kept == (WHO if record.index in updates else ())
+            if record.index not in updates:
+                with pytest.raises(HistoryError, match="is not kept"):
+                    _ = record.updates
+            if record.index not in broadcasts:
+                with pytest.raises(HistoryError, match="is not kept"):
+                    _ = record.broadcast
+    files = list((tmp_path / "segments").glob("round-*"))
+    assert len(files) == len(updates | broadcasts)
+
+
 @pytest.mark.parametrize("retention", RETENTIONS)
 def test_rounds_in_which_nobody_answered_can_be_kept_however_little_is(
     tmp_path, retention, sealed

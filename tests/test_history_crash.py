@@ -36,6 +36,7 @@ from tests.history_helpers import (
     assert_erased,
     assert_one_outer_key,
     history_digest,
+    in_memory,
     states_around,
 )
 
@@ -196,8 +197,15 @@ def victims(tmp_path_factory):
     out.stop()
 
 
+@pytest.fixture
+def place(tmp_path):
+    """A folder for many small files."""
+    with in_memory(tmp_path) as folder:
+        yield folder
+
+
 @pytest.mark.parametrize("name", STORIES)
-def test_a_kill_at_any_step_leaves_what_was_committed(name, victims, tmp_path):
+def test_a_kill_at_any_step_leaves_what_was_committed(name, victims, place):
     """Whatever is interrupted, the next writer ends it, and the end is the same."""
     digests, seen = occurrences(name)
 
@@ -206,16 +214,16 @@ def test_a_kill_at_any_step_leaves_what_was_committed(name, victims, tmp_path):
         notes = victims.kill(name, folder, step, nth)
         look_at_what_is_left(STORIES[name], folder, notes, digests)
 
-    examine_all(examine, chosen(seen), tmp_path)
+    examine_all(examine, chosen(seen), place)
 
 
 @pytest.mark.parametrize("name", ["last:2", "own rows, all", "own rows, sums"])
-def test_a_recovery_may_be_killed_as_well(name, victims, tmp_path):
+def test_a_recovery_may_be_killed_as_well(name, victims, place):
     """Two kills: one amid an erasure, another while the next writer finishes it."""
     digests, _ = occurrences(name)
-    first = prepared(name, tmp_path)
+    first = prepared(name, place)
     victims.kill(name, first, "erase.promise.committed", 1)
-    seen = steps_of_recovery(first, tmp_path / "copy")
+    seen = steps_of_recovery(first, place / "copy")
     assert {"erase.keys_destroyed", "erase.rows.committed"} <= seen.keys()
 
     def examine(folder, step, nth):
@@ -224,7 +232,7 @@ def test_a_recovery_may_be_killed_as_well(name, victims, tmp_path):
         notes = victims.kill(name, folder, step, nth)
         look_at_what_is_left(STORIES[name], folder, notes, digests)
 
-    examine_all(examine, chosen(seen), tmp_path)
+    examine_all(examine, chosen(seen), place)
 
 
 @pytest.mark.parametrize("amid", [False, True], ids=["idle", "amid a read"])

@@ -383,6 +383,9 @@ def test_nothing_is_out_of_order_afterwards_whatever_is_kept(
         felt = {i: history.round(i).sensitivities for i in history.rounds}
         history.erase([LEAVER], state)
         assert in_order(history)
+        nbytes = history.stats().nbytes
+        payload = sum(nbytes[k] for k in ("updates", "broadcasts", "sums"))
+        assert history.holds.nbytes == payload <= history.holds.peak_bytes
         assert history.rounds == ((1,) if state else (1, 2, 3, 4))
         for index in history.rounds:
             record, true = history.round(index), a_record(index, PARTS[index])
@@ -802,6 +805,25 @@ def test_no_name_and_no_count_is_found(tmp_path, retention, state, closed):
     assert told_of_the_leaver(tmp_path) == set()
 
 
+def test_in_the_middle_of_a_reading_an_erasure_says_what_lingers(disk):
+    """The keys are gone; the old rows are in SQLite's log until it can be emptied."""
+    folder, name = disk.folder, NAMES[LEAVER].encode()
+    reading = sqlite3.connect(folder / "index.db", isolation_level=None)
+    reading.execute("BEGIN")
+    reading.execute("SELECT * FROM clients").fetchall()
+    with pytest.raises(HistoryError, match="is being read by another process"):
+        disk.erase([LEAVER], CLEAN)
+    assert disk.withdrawn == {LEAVER}
+    assert disk.rounds == (1,)
+    assert any(name in data for data in files_of(folder).values())
+    reading.close()
+    disk.erase([LEAVER])  # again: it only tidies up
+    assert not any(name in data for data in files_of(folder).values())
+    disk.close()
+    with DiskHistory.open(folder, write=True) as history:
+        assert in_order(history)
+
+
 def test_a_client_that_was_only_asked_leaves_no_trace(tmp_path):
     with DiskHistory.create(tmp_path, LAYOUT, names={ODD: NAMES[LEAVER]}) as history:
         record = replace(
@@ -889,6 +911,9 @@ def test_before_the_erasure_the_client_can_be_shown_in_the_log(disk):
     seal = entry["seal"]
     for client, (_, commitment) in zip(WHO, entry["clients"], strict=True):
         assert commitments(keys, client, 2, seal) == commitment
+        key = hmac.digest(keys.client_key(client), b"fedunlearn log", "sha256")
+        by_hand = hmac.digest(key, f"update|2|{seal}".encode(), "sha256")
+        assert by_hand[:16].hex() == commitment
     assert len({name for name, _ in entry["clients"]}) == 3
 
 

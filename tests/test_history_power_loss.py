@@ -38,6 +38,7 @@ from tests.history_helpers import (
     assert_erased,
     assert_one_outer_key,
     history_digest,
+    in_memory,
     states_around,
 )
 
@@ -423,10 +424,17 @@ def faults_of(story, recording, place, known=()):
             yield from (fault for fault in pool.map(examine, some) if fault)
 
 
+@pytest.fixture
+def place(tmp_path):
+    """A folder for many small files."""
+    with in_memory(tmp_path) as folder:
+        yield folder
+
+
 @pytest.mark.parametrize("name", STORIES)
-def test_a_power_loss_leaves_what_was_committed(name, tmp_path):
+def test_a_power_loss_leaves_what_was_committed(name, place):
     """No disk that may be left is anything but a committed beginning of the story."""
-    faults = list(faults_of(STORIES[name], recorded(STORIES[name]), tmp_path))
+    faults = list(faults_of(STORIES[name], recorded(STORIES[name]), place))
     assert not faults, f"{len(faults)}:\n" + "\n".join(faults)
 
 
@@ -444,17 +452,17 @@ def syncs(log, start):
 
 
 @pytest.mark.parametrize("name", ["all", "own rows"])
-def test_every_sync_is_needed(name, tmp_path):
+def test_every_sync_is_needed(name, place):
     """Negative control: with any one sync forgotten, some disk is found to be wrong."""
     story = STORIES[name]
     digests, log, start = recorded(story)
     known = [key for key, _, _ in images(story, log, start)]
     unnoticed = set()
     for at, what in syncs(log, start):
-        place = tmp_path / str(at)
-        place.mkdir()
+        folder = place / str(at)
+        folder.mkdir()
         recording = (digests, log[:at] + log[at + 1 :], start)
-        if not next(faults_of(story, recording, place, known), None):
+        if not next(faults_of(story, recording, folder, known), None):
             unnoticed.add(what)
     assert unnoticed == {
         # The folder is synced again before anything refers to the first outer key,
@@ -466,11 +474,11 @@ def test_every_sync_is_needed(name, tmp_path):
 
 
 @pytest.mark.parametrize("forgotten", ["sync", "sync_folder"])
-def test_never_syncing_is_found(forgotten, tmp_path):
+def test_never_syncing_is_found(forgotten, place):
     """Negative control: nothing is ever synced, or no name is."""
     digests, log, start = recorded(STORIES["sums"])
     log = [entry for entry in log if entry[0] != forgotten]
-    assert next(faults_of(STORIES["sums"], (digests, log, start), tmp_path))
+    assert next(faults_of(STORIES["sums"], (digests, log, start), place))
 
 
 def test_there_are_enough_images():

@@ -631,6 +631,19 @@ def test_a_rewritten_log_is_found_with_the_older_head_only(older):
     assert "are not those the head was taken of" in fault
 
 
+def test_a_seal_of_another_branch_is_found(older):
+    """Both branches are longer than what the seal names."""
+    folder, files, _ = older
+    seal = (folder / "index.seal").read_bytes()
+    restore(folder, files)
+    grow(folder, [4, 5], clients=(0, 3))
+    assert damage_in(folder) == []
+    (folder / "index.seal").write_bytes(seal)
+    assert damage_in(folder) == [
+        f"{folder}/index.db is damaged: it lacks entries it had when it was closed"
+    ]
+
+
 def test_an_older_file_of_a_round_is_found(tmp_path):
     """An erasure took client 3's row out of the file; the file is put back."""
     folder = make(tmp_path / "history", sealed=True)
@@ -977,6 +990,26 @@ def test_a_history_closed_while_somebody_reads_is_sealed(folder):
     flip(folder / "index.db", (folder / "index.db").stat().st_size - 1)
     with pytest.raises(DamagedError):
         DiskHistory.open(folder)
+
+
+def test_a_history_closed_in_the_middle_of_a_reading_is_as_after_a_crash(
+    templates, tmp_path
+):
+    """Its log cannot be emptied then; the next writer seals."""
+    folder = Path(shutil.copytree(templates["sealed"], tmp_path / "history"))
+    seal = (folder / "index.seal").read_bytes()
+    reading = sqlite3.connect(folder / "index.db", isolation_level=None)
+    reading.execute("BEGIN")
+    reading.execute("SELECT * FROM log").fetchall()
+    grow(folder, [4])
+    assert (folder / "index.seal").read_bytes() == seal
+    assert damage_in(folder) == []
+    reading.close()
+    assert damage_in(folder) == []
+    with DiskHistory.open(folder, write=True) as history:
+        assert history.rounds == (*ROUNDS, 4)
+    assert (folder / "index.seal").read_bytes() != seal
+    assert damage_in(folder) == []
 
 
 def test_a_log_of_sqlite_laid_beside_it_opens_no_changed_index(folder):

@@ -191,7 +191,11 @@ def write_new(files: Files, path: Path, chunks: Iterable[Chunk], step: str) -> i
             files.close(handle)
         remove_stray(files, path)
         raise
-    files.close(handle)
+    try:
+        files.close(handle)
+    except OSError:  # some network disks refuse a file only now
+        remove_stray(files, path)
+        raise
     return size
 
 

@@ -248,7 +248,8 @@ def has_wal(path: Path) -> bool:
 
 
 def _cannot_open(error: sqlite3.Error) -> bool:
-    return "unable to open" in str(error)
+    code = getattr(error, "sqlite_errorcode", 0)  # Python's own errors have none
+    return code & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 
 
 def _plain(values: Sequence[object]) -> tuple[Any, ...]:
