@@ -1,5 +1,6 @@
 """How one client trains: model, loss, optimiser and local data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -33,14 +34,14 @@ class LocalTask:
     """The same learning task at every client.
 
     Attributes:
-        clients: Each client's data, by client id.
+        clients: Each client's data, by client id; may be made when it is asked for.
         model: What is trained.
         input_shape: Shape of one example.
         num_classes: Number of classes.
         training: How it is trained.
     """
 
-    clients: tuple[ClientData, ...]
+    clients: Sequence[ClientData]
     model: ModelSpec
     input_shape: tuple[int, ...]
     num_classes: int
@@ -69,26 +70,31 @@ class LocalTask:
             work: Round, seed and length.
         """
         data = self.clients[client]
+        batches = batch_order(len(data.y), self.training, client, work)
+        after, loss = self.descend(data, model, batches, work.proximal_mu)
+        samples = sum(map(len, batches))
+        return LocalResult(after, len(data.y), len(batches), samples, loss)
+
+    def descend(
+        self,
+        data: ClientData,
+        model: Vector,
+        batches: Sequence[npt.NDArray[np.int64]],
+        proximal_mu: float = 0.0,
+    ) -> tuple[Vector, float]:
+        """Take one SGD step a batch.
+
+        Args:
+            data: What the batches are rows of.
+            model: Where to start, shape ``(P,)``; not written to.
+            batches: Row numbers of each step.
+            proximal_mu: Weight of FedProx's term.
+
+        Returns:
+            The model afterwards, and the mean loss of the steps.
+        """
         module, layout = self.module(), self.layout
         load(module, layout, model)
-        batches = list(batch_order(len(data.y), self.training, client, work))
-        loss = self._descend(module, data, batches, work.proximal_mu)
-        return LocalResult(
-            layout.flatten(arrays_of(module)),
-            len(data.y),
-            len(batches),
-            sum(map(len, batches)),
-            loss,
-        )
-
-    def _descend(
-        self,
-        module: nn.Module,
-        data: ClientData,
-        batches: list[npt.NDArray[np.int64]],
-        proximal_mu: float,
-    ) -> float:
-        """Take one SGD step a batch; return the mean loss of the steps."""
         x, y = tensor_view(data.x), tensor_view(data.y)
         weights = list(module.parameters())
         start = [w.detach().clone() for w in weights] if proximal_mu else []
@@ -107,7 +113,8 @@ class LocalTask:
                 weight.grad.add_(weight.detach() - origin, alpha=proximal_mu)  # type: ignore[union-attr]
             sgd.step()
             losses.append(loss.detach())
-        return float(torch.stack(losses).mean()) if losses else 0.0
+        mean = float(torch.stack(losses).mean()) if losses else 0.0
+        return layout.flatten(arrays_of(module)), mean
 
 
 @lru_cache(maxsize=8)

@@ -1,13 +1,15 @@
 """How a client trains, in numbers: hyper-parameters, one order, the batch order."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+from fedunlearn.cohort import Batches
 from fedunlearn.history import ClientId
-from fedunlearn.rng import derive
+from fedunlearn.rng import Streams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,20 +66,52 @@ class LocalWork:
 
 def batch_order(
     num_examples: int, training: Training, client: ClientId, work: LocalWork
-) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the row indices of each step: a fresh permutation an epoch.
+) -> list[npt.NDArray[np.int64]]:
+    """Return the row indices of each step: a fresh permutation an epoch.
 
     A fraction of an epoch takes that fraction of its batches, rounded up.
     """
-    if num_examples == 0:
-        return
+    return plan([client], [num_examples], training, work).of_client(0)
+
+
+def plan(
+    clients: Sequence[ClientId],
+    sizes: Sequence[int],
+    training: Training,
+    work: LocalWork,
+) -> Batches:
+    """Return the batches of a cohort.
+
+    Args:
+        clients: Who.
+        sizes: How many examples each holds.
+        training: How they train.
+        work: The order they all get.
+    """
+    streams = Streams(work.seed, "batch order", work.round_index)
     epochs = training.epochs if work.epochs is None else work.epochs
-    size = training.batch_size
-    per_epoch = -(-num_examples // size)
+    rows: list[npt.NDArray[np.int64]] = []
+    lengths: list[npt.NDArray[np.int64]] = []
+    for client, size in zip(clients, sizes, strict=True):
+        steps, passes = _steps(size, training.batch_size, epochs)
+        rng = streams.of(client)
+        rows += [rng.permutation(size)[:used] for used in passes]
+        lengths.append(steps)
+    return Batches.of_lengths(rows, lengths)
+
+
+@lru_cache(maxsize=4096)
+def _steps(
+    size: int, batch_size: int, epochs: float
+) -> tuple[npt.NDArray[np.int64], tuple[int, ...]]:
+    """Return the examples of each step, and those of each pass over the data."""
+    if size == 0:
+        return np.zeros(0, np.int64), ()
+    per_epoch = np.full(-(-size // batch_size), batch_size, np.int64)
+    per_epoch[-1] = size - batch_size * (len(per_epoch) - 1)
     # 1e-9 keeps 1.1 * 50 batches from rounding up to 56 by a float's last bit.
-    steps = int(np.ceil(epochs * per_epoch - 1e-9))
-    rng = derive(work.seed, "batches", work.round_index, client)
-    for first in range(0, steps, per_epoch):
-        order = rng.permutation(num_examples)
-        for step in range(min(per_epoch, steps - first)):
-            yield order[step * size : (step + 1) * size]
+    steps = int(np.ceil(epochs * len(per_epoch) - 1e-9))
+    whole, rest = divmod(steps, len(per_epoch))
+    begun = int(per_epoch[:rest].sum())
+    passes = (size,) * whole + ((begun,) if rest else ())
+    return np.resize(per_epoch, steps), passes

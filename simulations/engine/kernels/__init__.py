@@ -1,0 +1,1 @@
+"""Ways to train a cohort, all to the same numbers up to rounding."""

@@ -1,0 +1,36 @@
+"""The contract of all kernels."""
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fedunlearn.cohort import Cohort
+from fedunlearn.params import Matrix
+
+
+class Kernel(Protocol):
+    """Trains cohorts of one task.
+
+    Every kernel takes the same batches in the same order and equals ``reference`` up to
+    the rounding of float32. A client's numbers depend on nothing but its own order: not
+    on who else is in the cohort, on its place in it or on the thread that calls.
+    """
+
+    @property
+    def name(self) -> str:
+        """What is logged and written into a run, such as ``fused``."""
+        ...
+
+    def train(self, cohort: Cohort, out: Matrix) -> npt.NDArray[np.float64]:
+        """Train every client.
+
+        Args:
+            cohort: Who, on what, in which order; not written to.
+            out: Filled with the models after training, shape ``(K, P)``; a client
+                without steps keeps the model it starts from, bit for bit.
+
+        Returns:
+            Every client's mean loss over its steps, shape ``(K,)``; 0 without steps.
+        """
+        ...
