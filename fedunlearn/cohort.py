@@ -76,6 +76,21 @@ class Batches:
         rows = self.rows[bounds[0] : bounds[-1]]
         return Batches(rows, bounds - bounds[0], first - first[0])
 
+    def take(self, clients: Indices) -> "Batches":
+        """Return the batches of some clients, in the order given."""
+        steps = _ranges(self.first[:-1][clients], self.steps[clients])
+        lengths = np.diff(self.bounds)[steps]
+        rows = self.rows[_ranges(self.bounds[:-1][steps], lengths)]
+        return Batches(rows, _running(lengths), _running(self.steps[clients]))
+
+    def place(self) -> tuple[Indices, Indices, Indices]:
+        """Return client, step of the client and position in it of every row."""
+        lengths = np.diff(self.bounds)
+        client = np.repeat(np.arange(len(self.steps)), self.steps)
+        step = np.arange(len(lengths)) - self.first[:-1][client]
+        position = np.arange(len(self.rows)) - np.repeat(self.bounds[:-1], lengths)
+        return np.repeat(client, lengths), np.repeat(step, lengths), position
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Cohort:
@@ -114,6 +129,23 @@ class Cohort:
             proximal_mu=self.proximal_mu[begin:end],
         )
 
+    def take(self, clients: Indices) -> "Cohort":
+        """Return some clients, in the order given."""
+        return Cohort(
+            data=[self.data[k] for k in clients],
+            starts=self.starts,
+            start_of=self.start_of[clients],
+            batches=self.batches.take(clients),
+            proximal_mu=self.proximal_mu[clients],
+        )
+
 
 def _running(counts: Indices) -> Indices:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+
+
+def _ranges(begins: Indices, lengths: Indices) -> Indices:
+    """Return ``begin, begin + 1, ...`` of each range, one range after another."""
+    ends = np.cumsum(lengths)
+    shifts: Indices = np.repeat(begins - (ends - lengths), lengths)
+    return np.arange(len(shifts)) + shifts

@@ -56,9 +56,13 @@ class LocalTask:
         """Return this process's working copy of the model; its values are scratch."""
         return _module(self.model, self.input_shape, self.num_classes)
 
+    def new_module(self) -> nn.Module:
+        """Return a copy of the model for its own use."""
+        return _built(self.model, self.input_shape, self.num_classes)
+
     def initial_model(self, seed: int) -> Vector:
         """Return the initial parameters for a seed, shape ``(P,)``."""
-        module = _built(self.model, self.input_shape, self.num_classes)
+        module = self.new_module()
         return initial_vector(module, self.layout, seed)
 
     def train(self, client: ClientId, model: Vector, work: LocalWork) -> LocalResult:
