@@ -51,7 +51,7 @@ def choose(task: LocalTask, device: torch.device) -> str:
     stack, small = stack_of(module, task.layout), size <= SMALL
     on_cpu = device.type == "cpu"
     if stack is not None:
-        return "batched" if stack.dense and (small or not on_cpu) else "fused"
+        return "batched" if not stack.convs and (small or not on_cpu) else "fused"
     vectorised = small or not on_cpu
     return "vmap" if vectorised and _fault_of_vmap(module) is None else "reference"
 
@@ -62,7 +62,7 @@ def _fused(task: LocalTask, device: torch.device) -> Kernel:
 
 def _batched(task: LocalTask, device: torch.device) -> Kernel:
     stack = _stack("batched", task)
-    if not stack.dense:
+    if stack.convs:
         raise ConfigError("engine.kernel=batched trains linear layers only")
     return BatchedKernel(stack, task.training, device)
 
@@ -105,9 +105,9 @@ def _fault_of_vmap(module: nn.Module) -> str | None:
     for layer in module.modules():
         # Convolutions of stacked clients become grouped ones, whose rounding depends
         # on how many there are.
-        if isinstance(layer, nn.modules.conv._ConvNd):  # noqa: SLF001
+        if isinstance(layer, nn.modules.conv._ConvNd):
             return "it has a convolution"
-        if isinstance(layer, nn.modules.dropout._DropoutNd):  # noqa: SLF001
+        if isinstance(layer, nn.modules.dropout._DropoutNd):
             return "it draws random numbers"
     return None
 

@@ -62,7 +62,7 @@ class ConvLayer:
         )
 
     def forward(self, x: torch.Tensor) -> Pass:
-        """Return what the layer makes of ``x``, shape ``(inputs, height, width, N)``."""
+        """Return what becomes of ``x``, shape ``(inputs, height, width, N)``."""
         layer = self.layer
         padded = _padded(x, layer.padding)
         taps = _taps(padded, layer.kernel)
