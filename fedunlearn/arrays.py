@@ -1,12 +1,45 @@
 """Between a flat vector and Flower's ArrayRecord."""
 
 from collections.abc import Mapping
+from typing import final
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
+from flwr.common.constant import SType
+from typing_extensions import override
 
 from fedunlearn.params import Array as NumpyArray
 from fedunlearn.params import Layout, Vector
+
+
+@final
+class MatrixArray(Array):
+    """A Flower array on memory that stays where it is until somebody asks for bytes.
+
+    Args:
+        values: What it holds; nobody writes to it as long as the array is used.
+    """
+
+    def __init__(self, values: NumpyArray) -> None:
+        self.__dict__["_values"] = values
+        self.dtype, self.shape = str(values.dtype), values.shape
+        self.stype = SType.NUMPY
+
+    @property
+    @override
+    def data(self) -> bytes:  # type: ignore[override]
+        """The bytes Flower would send."""
+        return Array(np.asarray(self._values)).data
+
+    @override
+    def numpy(self) -> NumpyArray:
+        """Return a copy, as Flower's arrays do: who asks may write to it."""
+        return self._values.copy()
+
+    @property
+    def _values(self) -> NumpyArray:
+        values: NumpyArray = self.__dict__["_values"]
+        return values
 
 
 def to_arrays(

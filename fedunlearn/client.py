@@ -21,9 +21,13 @@ from torch.nn import functional
 from fedunlearn.arrays import from_arrays, to_arrays
 from fedunlearn.history import ClientId
 from fedunlearn.models.state import load, tensor_view
-from fedunlearn.params import Vector
+from fedunlearn.params import Layout, Vector
 from fedunlearn.task import LocalTask
 from fedunlearn.training import LocalWork
+
+NUM_EXAMPLES, NUM_STEPS, NUM_SAMPLES = "num-examples", "num-steps", "num-samples"
+TRAIN_LOSS = "train-loss"
+"""Metrics of a reply to an order to train."""
 
 IDENTIFY = "fedunlearn_identify"
 """Action of the query that asks a node for its partition id."""
@@ -46,14 +50,14 @@ def client_app(task: LocalTask) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        model, config = _model_and_config(message, task)
-        result = task.train(partition_of(context), model, _work(config))
+        model, work = read_order(message.content, task.layout)
+        result = task.train(partition_of(context), model, work)
         metrics = MetricRecord(
             {
-                "num-examples": result.num_examples,
-                "num-steps": result.num_steps,
-                "num-samples": result.num_samples,
-                "train-loss": result.loss,
+                NUM_EXAMPLES: result.num_examples,
+                NUM_STEPS: result.num_steps,
+                NUM_SAMPLES: result.num_samples,
+                TRAIN_LOSS: result.loss,
             }
         )
         arrays = to_arrays(result.model, task.layout)
@@ -63,7 +67,7 @@ def client_app(task: LocalTask) -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        model, _ = _model_and_config(message, task)
+        model, _ = read_order(message.content, task.layout)
         metrics = evaluate_holdout(task, partition_of(context), model)
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
@@ -94,10 +98,15 @@ def partition_of(context: Context) -> ClientId:
     return int(context.node_config["partition-id"])
 
 
-def _model_and_config(message: Message, task: LocalTask) -> tuple[Vector, ConfigRecord]:
-    arrays: ArrayRecord = next(iter(message.content.array_records.values()))
-    config = next(iter(message.content.config_records.values()), ConfigRecord())
-    return from_arrays(arrays, task.layout), config
+def read_order(content: RecordDict, layout: Layout) -> tuple[Vector, LocalWork]:
+    """Return the model and the work in what a server sent.
+
+    Raises:
+        ValueError: If the arrays are not the layout's.
+    """
+    arrays: ArrayRecord = next(iter(content.array_records.values()))
+    config = next(iter(content.config_records.values()), ConfigRecord())
+    return from_arrays(arrays, layout), _work(config)
 
 
 def _work(config: ConfigRecord) -> LocalWork:

@@ -54,6 +54,17 @@ class Batches:
             _running(np.fromiter(map(len, lengths), np.int64)),
         )
 
+    @classmethod
+    def joined(cls, parts: "Sequence[Batches]") -> "Batches":
+        """Return the batches of several cohorts as those of one."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            np.concatenate([part.rows for part in parts]),
+            _running(np.concatenate([np.diff(part.bounds) for part in parts])),
+            _running(np.concatenate([part.steps for part in parts])),
+        )
+
     @property
     def steps(self) -> Indices:
         """Steps of every client, shape ``(K,)``."""
@@ -138,6 +149,34 @@ class Cohort:
             batches=self.batches.take(clients),
             proximal_mu=self.proximal_mu[clients],
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CohortResult:
+    """What a cohort's local trainings came to, a client a row.
+
+    Attributes:
+        models: The models after training, shape ``(K, P)``.
+        num_examples: Training examples each holds, shape ``(K,)``, int64.
+        num_steps: Steps each took, shape ``(K,)``, int64.
+        num_samples: Examples each passed through its model, shape ``(K,)``, int64.
+        losses: Mean loss of each over its steps, shape ``(K,)``.
+    """
+
+    models: Matrix
+    num_examples: Indices
+    num_steps: Indices
+    num_samples: Indices
+    losses: npt.NDArray[np.float64]
+
+    @property
+    def faultless(self) -> bool:
+        """Whether every model is finite and every client has examples."""
+        # A sum is not finite if one of its terms is not. It may overflow by itself:
+        # whoever asks looks at the models one by one then.
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = np.isfinite(self.models.sum(1)).all()
+        return bool(finite) and bool((self.num_examples > 0).all())
 
 
 def _running(counts: Indices) -> Indices:

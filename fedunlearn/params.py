@@ -19,6 +19,8 @@ Matrix = npt.NDArray[np.float32]
 Array = npt.NDArray[np.generic]
 """An array of any dtype."""
 
+_BLOCK = 1 << 15
+"""Numbers of a sum that are added up together: two such blocks fit a core's cache."""
 _EXACT_IN_FLOAT32 = (np.dtype(np.float16), np.dtype(np.float32))
 
 
@@ -106,14 +108,28 @@ def weighted_mean(rows: Sequence[Vector] | Matrix, weights: Sequence[float]) -> 
     total = float(sum(weights))
     if not len(rows) or not total > 0:
         raise ValueError("a weighted mean needs a row and a positive total weight")
-    terms = (
-        row * np.float32(weight / total)
-        for row, weight in zip(rows, weights, strict=True)
-    )
-    out: Vector = next(terms)
-    for term in terms:
-        out += term
+    factors = [np.float32(weight / total) for weight in weights]
+    out = np.empty(len(rows[0]), np.float32)
+    term = np.empty(min(len(out), _BLOCK), np.float32)
+    for begin in range(0, len(out), _BLOCK):
+        part = out[begin : begin + _BLOCK]
+        _add_up(part, term[: len(part)], rows, factors, begin)
     return out
+
+
+def _add_up(
+    out: Vector,
+    term: Vector,
+    rows: Sequence[Vector] | Matrix,
+    factors: Sequence[np.float32],
+    begin: int,
+) -> None:
+    """Write the sum of a stretch of the scaled rows into ``out``."""
+    end = begin + len(out)
+    np.multiply(rows[0][begin:end], factors[0], out=out)
+    for row, factor in zip(rows[1:], factors[1:], strict=True):
+        np.multiply(row[begin:end], factor, out=term)
+        out += term
 
 
 def sha256(vector: Vector) -> str:

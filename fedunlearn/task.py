@@ -1,5 +1,6 @@
 """How one client trains: model, loss, optimiser and local data."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,9 +53,13 @@ class LocalTask:
         """Names and shapes of the model's arrays."""
         return Layout.of(arrays_of(self.module()))
 
+    def num_examples(self, client: ClientId) -> int:
+        """Return how many examples a client trains on."""
+        return len(self.clients[client].y)
+
     def module(self) -> nn.Module:
         """Return this process's working copy of the model; its values are scratch."""
-        return _module(self.model, self.input_shape, self.num_classes)
+        return _SCRATCH.module(self.model, self.input_shape, self.num_classes)
 
     def new_module(self) -> nn.Module:
         """Return a copy of the model for its own use."""
@@ -121,16 +126,22 @@ class LocalTask:
         return layout.flatten(arrays_of(module)), mean
 
 
-@lru_cache(maxsize=8)
-def _module(
-    spec: ModelSpec, input_shape: tuple[int, ...], num_classes: int
-) -> nn.Module:
-    return _built(spec, input_shape, num_classes)
+_BUILDING = threading.Lock()
 
 
 def _built(
     spec: ModelSpec, input_shape: tuple[int, ...], num_classes: int
 ) -> nn.Module:
     # torch draws every new layer's values from its global state: put that back.
-    with torch.random.fork_rng(devices=[]):
+    with _BUILDING, torch.random.fork_rng(devices=[]):
         return spec.build(input_shape, num_classes)
+
+
+class _Scratch(threading.local):
+    """Each thread's modules: two runs may evaluate at the same time."""
+
+    def __init__(self) -> None:
+        self.module = lru_cache(maxsize=8)(_built)
+
+
+_SCRATCH = _Scratch()

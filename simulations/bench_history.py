@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fedunlearn.client import client_app
 from fedunlearn.cost import MeteredHistory, run_unlearning
 from fedunlearn.errors import ConfigError
 from fedunlearn.history import DiskHistory, UpdateHistory, records
@@ -22,10 +21,9 @@ from fedunlearn.report import RETRAIN, TRAINED
 from fedunlearn.rng import derive
 from simulations.bench_rows import Cell, Key, RowFile, SweepRow, gaps
 from simulations.comparison import Row
-from simulations.engine import SimulationGrid
 from simulations.evaluate import Evaluator
 from simulations.events import Listener, tell
-from simulations.prepare import prepare
+from simulations.prepare import open_grid, prepare
 from simulations.run_folder import RunFolder, environment
 from simulations.runs import Runs, WatchedClients
 from simulations.scenario import Scenario
@@ -57,18 +55,16 @@ def sweep(
     """
     methods, prepared = readers(scenario), prepare(scenario)
     make = RunFolder.reopen if (out / "config.yaml").exists() else RunFolder.create
+    scenario = prepared.scenario
     folder = make(out, scenario)
     listeners, seeds = (*listeners, folder.log), scenario.outline.seeds
-    app, number = client_app(prepared.task), len(prepared.task.clients)
+    number = len(prepared.task.clients)
     tell(listeners, "run", seeds=list(seeds), phases=len(seeds) * (2 + len(chosen)))
     references: list[Row] = []
     rows: list[SweepRow] = []
-    with (
-        folder.locked(),
-        SimulationGrid(app, num_clients=number, workers=scenario.engine.workers) as g,
-    ):
+    with folder.locked(), open_grid(prepared) as grid:
         done = RowFile(out / "rows.jsonl")
-        runs = Runs(prepared, Evaluator(prepared), g, Directory(), listeners, folder)
+        runs = Runs(prepared, Evaluator(prepared), grid, Directory(), listeners, folder)
         for seed in seeds:
             with runs.history(seed) as history:
                 bench = Bench.of(runs, done, runs.train(seed, history), folder)

@@ -104,7 +104,7 @@ class Bar:
         self._bar = bar
         self._console = console
         self._task = bar.add_task("preparing", total=None)
-        self._whole = 0.0
+        self._begun = self._whole = 0
 
     def __call__(self, event: Event) -> None:
         """Follow one event."""
@@ -113,13 +113,15 @@ class Bar:
             self._bar.update(self._task, total=facts["phases"])
         elif event.kind in ("train", "method"):
             what = facts.get("method", "training")
+            self._begun += 1
             self._bar.update(self._task, description=f"seed {facts['seed']}: {what}")
         elif event.kind in ("round", "tick"):
             done = self._bar.tasks[self._task].completed + 1 / facts["rounds"]
-            self._bar.update(self._task, completed=min(done, self._whole + 0.99))
+            self._bar.update(self._task, completed=min(done, self._begun - 0.01))
         elif event.kind == "done":
             self._whole += 1
-            self._bar.update(self._task, completed=self._whole)
+            done = max(self._whole, self._bar.tasks[self._task].completed)
+            self._bar.update(self._task, completed=done)
         elif event.kind in _NOTES:
             self._console.print(_NOTES[event.kind](event), style="yellow", markup=False)
 

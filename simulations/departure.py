@@ -2,17 +2,19 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from fedunlearn.client import client_app
+from flwr.serverapp import Grid
+
 from fedunlearn.errors import ConfigError
 from fedunlearn.method import UnlearningMethod
 from fedunlearn.report import RETRAIN, TRAINED
 from simulations.comparison import Comparison, HistoryStats, Row
-from simulations.engine import SimulationGrid
 from simulations.evaluate import Evaluator
 from simulations.events import Listener, tell
-from simulations.prepare import Prepared, prepare
+from simulations.prepare import Prepared, open_grid, prepare
 from simulations.run_folder import RunFolder
 from simulations.runs import Runs
 from simulations.scenario import Scenario
@@ -21,6 +23,21 @@ from strategies import Retrain
 from strategies.directory import Directory
 
 _LABEL = re.compile(r"[A-Za-z0-9_.@+-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class SeedResult:
+    """What one seed came to.
+
+    Attributes:
+        rows: One a method.
+        history: What was recorded.
+        curve: Test accuracy after round 0, 1, ...
+    """
+
+    rows: tuple[Row, ...]
+    history: HistoryStats
+    curve: tuple[float, ...]
 
 
 def compare(
@@ -51,7 +68,7 @@ def compare(
     if out is None:
         return _compared(prepared, chosen, None, listeners)
     make = RunFolder.reopen if resume else RunFolder.create
-    folder = make(Path(out), scenario)
+    folder = make(Path(out), prepared.scenario)
     listeners = (*listeners, folder.log)
     with folder.locked():
         if resume:
@@ -69,25 +86,36 @@ def _compared(
 ) -> Comparison:
     scenario = prepared.scenario
     seeds = scenario.outline.seeds
-    tell(listeners, "run", seeds=list(seeds), phases=len(seeds) * (1 + len(chosen)))
-    app, number = client_app(prepared.task), len(prepared.task.clients)
-    rows: list[Row] = []
-    with SimulationGrid(
-        app, num_clients=number, workers=scenario.engine.workers
-    ) as grid:
-        runs = Runs(prepared, Evaluator(prepared), grid, Directory(), listeners, folder)
-        stats, curves = None, {}
-        for seed in seeds:
-            with runs.history(seed) as history:
-                trained = runs.train(seed, history)
-                rows += runs.rows(seed, trained, chosen)
-                stats = stats or _stats(trained)
-            curves[seed] = trained.accuracy_by_round
+    tell(
+        listeners,
+        "run",
+        seeds=list(seeds),
+        phases=len(seeds) * (1 + len(chosen)),
+        kernel=scenario.engine.kernel,
+    )
+    number = len(prepared.task.clients)
+    evaluator, directory = Evaluator(prepared), Directory()
+
+    def run(seed: int, grid: Grid) -> SeedResult:
+        runs = Runs(prepared, evaluator, grid, directory, listeners, folder)
+        with runs.history(seed) as history:
+            trained = runs.train(seed, history)
+            rows = tuple(runs.rows(seed, trained, chosen))
+            return SeedResult(rows, _stats(trained), trained.accuracy_by_round)
+
+    with open_grid(prepared) as grid:
+        calls = [partial(run, seed) for seed in seeds]
+        if scenario.engine.lockstep > 1:
+            results = grid.in_lockstep(scenario.engine.lockstep, calls)
+        else:
+            results = [call(grid) for call in calls]
     return Comparison(
         scenario={**scenario.resolved, "clients": number},
-        rows=tuple(rows),
-        history=stats or HistoryStats(rounds=0, clients=0, bytes=0),
-        accuracy_by_round=curves,
+        rows=tuple(row for result in results for row in result.rows),
+        history=results[0].history,
+        accuracy_by_round={
+            seed: result.curve for seed, result in zip(seeds, results, strict=True)
+        },
         client_names=prepared.federation.names,
         label_counts=prepared.federation.label_counts(),
         forget=tuple(sorted(prepared.forget)),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any, Literal
 
 Kind = Literal["run", "train", "round", "set_aside", "method", "tick", "done", "resume"]
@@ -24,9 +25,12 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+_TELLING = RLock()
+"""Runs in lockstep tell from threads of their own."""
 
 
 def tell(listeners: tuple[Listener, ...], kind: Kind, **facts: object) -> None:
-    """Tell every listener."""
-    for listener in listeners:
-        listener(Event(kind, facts))
+    """Tell every listener, one event at a time."""
+    with _TELLING:
+        for listener in listeners:
+            listener(Event(kind, facts))

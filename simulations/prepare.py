@@ -2,12 +2,24 @@
 
 from dataclasses import dataclass, replace
 
+from fedunlearn.client import client_app
 from fedunlearn.data import Dataset, Federation, clients_of, federate
 from fedunlearn.data.backdoor import Backdoor
 from fedunlearn.errors import ConfigError
 from fedunlearn.history import ClientId
 from fedunlearn.method import UnlearningRequest
 from fedunlearn.task import LocalTask
+from simulations.engine import SimulationGrid
+from simulations.engine.cluster import Cluster
+from simulations.engine.kernels import (
+    AUTO,
+    REFERENCE,
+    choose,
+    find_device,
+    make_kernel,
+)
+from simulations.engine.threads import usable_cores
+from simulations.engine.trainer import CohortSpec
 from simulations.scenario import Scenario
 
 
@@ -62,7 +74,44 @@ def prepare(scenario: Scenario) -> Prepared:
     )
     task.module()  # a model that does not fit the data fails here, before any work
     return Prepared(
-        scenario=scenario, federation=federation, task=task, request=request
+        scenario=_with_kernel(scenario, task),
+        federation=federation,
+        task=task,
+        request=request,
+    )
+
+
+def _with_kernel(scenario: Scenario, task: LocalTask) -> Scenario:
+    """Return the scenario with the kernel that ``auto`` stands for on this machine."""
+    engine = scenario.engine
+    device = find_device(engine.device)
+    name = choose(task, device) if engine.kernel == AUTO else engine.kernel
+    make_kernel(name, task, engine.device)  # one that does not fit fails here
+    resolved = {**scenario.resolved, "engine": {**scenario.resolved["engine"]}}
+    resolved["engine"]["kernel"] = name
+    return replace(scenario, engine=replace(engine, kernel=name), resolved=resolved)
+
+
+def open_grid(prepared: Prepared) -> SimulationGrid:
+    """Return a grid of a scenario's clients, to be used in a ``with`` statement."""
+    engine, task = prepared.scenario.engine, prepared.task
+    spec = CohortSpec(
+        task=task,
+        kernel=engine.kernel,
+        device=engine.device,
+        threads=engine.threads or (1 if engine.workers else usable_cores()),
+    )
+    return SimulationGrid(
+        client_app(task),
+        num_clients=len(task.clients),
+        workers=engine.workers,
+        cluster=Cluster(
+            address=engine.address,
+            cpus_per_worker=engine.cpus_per_worker,
+            gpus_per_worker=engine.gpus_per_worker,
+        ),
+        # The reference is what a client of a real federation runs: the ClientApp.
+        cohorts=None if engine.kernel == REFERENCE else spec,
     )
 
 

@@ -31,8 +31,9 @@ from simulations.run_folder import RunFolder
 from simulations.train import Curve, Trained, quiet_flower, train
 from strategies import METHODS
 from strategies.directory import Directory
-from strategies.flower_server import FlowerServer, client_config
+from strategies.flower_server import client_config
 from strategies.remaining import GridClients
+from strategies.server_rules import server_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +137,6 @@ class Runs:
         with quiet_flower():
             extra = client_config(rule.strategy(), trained.initial, layout)
 
-        def new_server() -> FlowerServer:
-            return FlowerServer(rule.strategy(), layout, rule.stateful)
-
         return UnlearningContext(
             history=history,
             forget=self.prepared.forget,
@@ -149,7 +147,7 @@ class Runs:
                 directory=self.directory,
             ),
             schedule=trained.schedule,
-            new_server=new_server,
+            new_server=partial(server_of, rule, layout),
             layout=layout,
             rng=derive(seed, "method"),
         )

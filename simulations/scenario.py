@@ -17,18 +17,49 @@ from strategies.server_rules import ServerRule
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """Where clients run.
+    """Where and how clients are trained.
 
     Attributes:
-        workers: 0 runs them in this process, N on N Ray actors.
+        workers: 0 trains them in this process, N on N Ray actors.
+        kernel: ``auto`` chooses by model and size; or ``reference``, ``fused``,
+            ``batched``, ``vmap``, ``compiled``.
+        device: Where the kernel's tensors are: ``cpu``, ``cuda``, ``cuda:N``.
+        lockstep: How many seeds advance together, their clients trained in one pass; no
+            number depends on it.
+        threads: Threads of a process; None takes all cores in this process, and one on
+            each Ray actor.
+        address: A Ray cluster to join; None starts Ray on this machine.
+        cpus_per_worker: Ray CPUs an actor takes; may be a fraction.
+        gpus_per_worker: Ray GPUs an actor takes; may be a fraction.
     """
 
     workers: int = 0
+    kernel: str = "auto"
+    device: str = "cpu"
+    lockstep: int = 1
+    threads: int | None = None
+    address: str | None = None
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a negative number."""
+        """Refuse values outside their range."""
         if self.workers < 0:
             raise ValueError(f"workers must not be negative, got {self.workers}")
+        if self.lockstep < 1:
+            raise ValueError(f"lockstep must be at least 1, got {self.lockstep}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}")
+        if self.cpus_per_worker <= 0:
+            raise ValueError(
+                f"cpus_per_worker must be positive, got {self.cpus_per_worker}"
+            )
+        if self.gpus_per_worker < 0:
+            raise ValueError(
+                f"gpus_per_worker must not be negative, got {self.gpus_per_worker}"
+            )
+        if self.address is not None and self.workers == 0:
+            raise ValueError("address names a Ray cluster: set workers too")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

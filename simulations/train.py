@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Lock
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
@@ -147,12 +148,30 @@ def _schedule(prepared: Prepared, seed: int) -> TrainingSchedule:
 def quiet_flower() -> Iterator[None]:
     """Keep Flower's own round-by-round log off the terminal."""
     logger = logging.getLogger("flwr")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    with _QUIET.lock:
+        if _QUIET.depth == 0:
+            _QUIET.level = logger.level
+            logger.setLevel(logging.ERROR)
+        _QUIET.depth += 1
     try:
         yield
     finally:
-        logger.setLevel(before)
+        with _QUIET.lock:
+            _QUIET.depth -= 1
+            if _QUIET.depth == 0:
+                logger.setLevel(_QUIET.level)
+
+
+@dataclass(slots=True)
+class _Quiet:
+    """Who keeps Flower quiet: runs in lockstep do it at the same time."""
+
+    lock: Lock = field(default_factory=Lock)
+    depth: int = 0
+    level: int = 0
+
+
+_QUIET = _Quiet()
 
 
 def _tell_round(

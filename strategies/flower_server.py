@@ -25,6 +25,7 @@ from fedunlearn.history import ServerState
 from fedunlearn.params import Layout, Vector
 from fedunlearn.updates import Updates
 from strategies.grids import CohortGrid, NoGrid
+from strategies.mean import mean_reply, takes_the_mean
 from strategies.replies import WEIGHT_KEY
 from strategies.server_state import restore_state
 
@@ -59,7 +60,11 @@ class FlowerServer:
             self._steps, before, ConfigRecord(), grid
         )
         by_node = {order.metadata.dst_node_id: order for order in orders}
-        replies = [self._reply(by_node[c + 1], updates, c) for c in updates.clients]
+        if takes_the_mean(self.strategy) and not self.carried:
+            first = by_node[updates.clients[0] + 1]
+            replies = [mean_reply(first, updates, self.layout, {})]
+        else:
+            replies = [self._reply(by_node[c + 1], updates, c) for c in updates.clients]
         arrays, _ = self.strategy.aggregate_train(self._steps, replies)
         if arrays is None:
             raise RunError(f"{type(self.strategy).__name__} gave no model")

@@ -10,7 +10,6 @@ from flwr.serverapp.strategy import Strategy
 from typing_extensions import override
 
 from fedunlearn.errors import EmptyRoundError, LeaverContactError
-from fedunlearn.flower_compat import with_own_records
 from fedunlearn.history import (
     ArraysInMemory,
     ClientId,
@@ -18,17 +17,11 @@ from fedunlearn.history import (
     ServerState,
     SetAside,
 )
+from strategies.answers import Answers, read_answers
 from strategies.directory import Directory
 from strategies.grids import CohortGrid
 from strategies.progress import Progress, RecordedHistory
-from strategies.replies import (
-    WEIGHT_KEY,
-    Broadcast,
-    Reply,
-    as_updates,
-    mean_loss,
-    sort_replies,
-)
+from strategies.replies import WEIGHT_KEY, Broadcast
 
 Cohort = Callable[[int, Collection[ClientId]], tuple[ClientId, ...]]
 """Given the round and who is there, tells whom the inner strategy may sample from."""
@@ -112,31 +105,25 @@ class RecordingStrategy(Strategy):
             return self._progress.arrays_after(server_round), None
         if self._sent is None:
             raise EmptyRoundError(f"round {server_round} was never configured")
-        good, aside = sort_replies(
+        answers = read_answers(
             replies, self._sent, self._directory.client_of, self._weight_key
         )
-        if not good:
-            raise EmptyRoundError(_nobody(server_round, self._sent, aside))
+        if not answers.updates.clients:
+            raise EmptyRoundError(_nobody(server_round, self._sent, answers.aside))
         before = self._progress.state_before(self._sent)
-        # Copies: FedMedian and FedTrimmedAvg empty the replies they aggregate.
-        copies = [with_own_records(reply.message) for reply in good]
-        arrays, metrics = self._inner.aggregate_train(server_round, copies)
-        record = self._record(server_round, good, aside, before)
+        arrays, metrics = self._inner.aggregate_train(
+            server_round, answers.messages(self._inner)
+        )
+        record = self._record(server_round, answers, before)
         after = self._progress.state_after(arrays or self._sent.arrays)
         self._history.append_round(record, after)
         if self._on_round is not None:
             self._on_round(record)
         return arrays, metrics
 
-    def _record(
-        self,
-        index: int,
-        good: list[Reply],
-        aside: list[SetAside],
-        before: ServerState,
-    ) -> RoundRecord:
+    def _record(self, index: int, answers: Answers, before: ServerState) -> RoundRecord:
         assert self._sent is not None  # noqa: S101 - narrows the type
-        updates = as_updates(good, self._sent)
+        updates = answers.updates
         return RoundRecord(
             index=index,
             clients=updates.clients,
@@ -144,8 +131,8 @@ class RecordingStrategy(Strategy):
             num_steps=updates.num_steps,
             num_samples=updates.num_samples,
             asked=self._sent.asked,
-            set_aside=tuple(aside),
-            loss=mean_loss(good),
+            set_aside=tuple(answers.aside),
+            loss=answers.loss,
             seconds=time.perf_counter() - self._started,
             arrays=ArraysInMemory(updates.before, updates.deltas, before),
         )

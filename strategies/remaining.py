@@ -12,8 +12,9 @@ from fedunlearn.flower_compat import claim_identity
 from fedunlearn.history import ClientId
 from fedunlearn.params import Layout, Vector
 from fedunlearn.updates import Updates
+from strategies.answers import read_answers
 from strategies.directory import Directory
-from strategies.replies import Broadcast, as_updates, sort_replies
+from strategies.replies import Broadcast
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,17 +61,17 @@ class GridClients:
         )
         messages = [Message(order, nodes[c], "train") for c in asked]
         sent = Broadcast.of(arrays, asked)
-        good, aside = sort_replies(
+        answers = read_answers(
             self.grid.send_and_receive(messages, timeout=self.timeout),
             sent,
             self.directory.client_of,
         )
-        if not good:
-            why = aside[0].reason if aside else "no reply came"
+        if not answers.updates.clients:
+            why = answers.aside[0].reason if answers.aside else "no reply came"
             raise EmptyRoundError(
                 f"none of {len(asked)} clients gave a usable answer ({why})"
             )
-        return as_updates(good, sent)
+        return answers.updates
 
     def _order(self, round_index: int, epochs: float | None) -> ConfigRecord:
         order = ConfigRecord({**self.config, "server-round": round_index})

@@ -1,7 +1,7 @@
 """Turns Flower replies into updates; a bad reply is set aside, never aggregated."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from zipfile import BadZipFile
@@ -10,13 +10,13 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message
 
 from fedunlearn.arrays import numpy_arrays
+from fedunlearn.client import NUM_EXAMPLES, NUM_SAMPLES, NUM_STEPS, TRAIN_LOSS
 from fedunlearn.history import ClientId, Counts, SetAside
 from fedunlearn.params import Array as NumpyArray
 from fedunlearn.params import Layout, Vector
 from fedunlearn.updates import Updates
 
-WEIGHT_KEY = "num-examples"
-LOSS_KEY = "train-loss"
+WEIGHT_KEY = NUM_EXAMPLES
 
 _COUNT_LIMIT = 2**53
 """Counts above it are not exact as floating-point numbers."""
@@ -117,15 +117,12 @@ def sort_replies(
 
 
 def as_updates(replies: list[Reply], sent: Broadcast) -> Updates:
-    """Return the replies as one cohort's updates.
-
-    Raises:
-        ValueError: If there is no reply.
-    """
+    """Return the replies as one cohort's updates."""
+    rows = [r.model for r in replies]
     return Updates(
         clients=tuple(r.client for r in replies),
         before=sent.model,
-        after=np.stack([r.model for r in replies]),
+        after=np.stack(rows) if rows else np.zeros((0, len(sent.model)), np.float32),
         num_examples=_counts(r.num_examples for r in replies),
         num_steps=_counts(r.num_steps for r in replies),
         num_samples=_counts(r.num_samples for r in replies),
@@ -134,17 +131,24 @@ def as_updates(replies: list[Reply], sent: Broadcast) -> Updates:
 
 def mean_loss(replies: list[Reply]) -> float | None:
     """Return the mean training loss, weighted by examples, or None if one is silent."""
-    losses = [_loss(reply) for reply in replies]
-    if not losses or any(loss is None for loss in losses):
+    losses = [loss for reply in replies if (loss := _loss(reply)) is not None]
+    if not losses or len(losses) < len(replies):
         return None
-    total = sum(reply.num_examples for reply in replies)
-    pairs = zip(replies, losses, strict=True)
-    return sum(r.num_examples / total * loss for r, loss in pairs if loss is not None)
+    return weighted_loss([reply.num_examples for reply in replies], losses)
+
+
+def weighted_loss(counts: Sequence[int], losses: Sequence[float]) -> float | None:
+    """Return the mean of losses, or None if one is not finite."""
+    if not all(map(isfinite, losses)):
+        return None
+    total = sum(counts)
+    pairs = zip(counts, losses, strict=True)
+    return sum(count / total * loss for count, loss in pairs)
 
 
 def _loss(reply: Reply) -> float | None:
     metrics = next(iter(reply.message.content.metric_records.values()))
-    loss = metrics.get(LOSS_KEY)
+    loss = metrics.get(TRAIN_LOSS)
     return float(loss) if isinstance(loss, int | float) and isfinite(loss) else None
 
 
@@ -165,8 +169,8 @@ def _read(
         message,
         model,
         _count(metrics.get(weight_key)) or 0,
-        _count(metrics.get("num-steps")) or 0,
-        _count(metrics.get("num-samples")) or 0,
+        _count(metrics.get(NUM_STEPS)) or 0,
+        _count(metrics.get(NUM_SAMPLES)) or 0,
     )
 
 

@@ -6,7 +6,9 @@ from typing import ClassVar, Protocol
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
-from strategies.flower_server import asking_all
+from fedunlearn.params import Layout
+from fedunlearn.updates import MeanServer, Server
+from strategies.flower_server import FlowerServer, asking_all
 
 
 class ServerRule(Protocol):
@@ -15,6 +17,11 @@ class ServerRule(Protocol):
     @property
     def stateful(self) -> bool:
         """Whether a step depends on the steps before it."""
+        ...
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the new model is the mean of the clients', weighted by examples."""
         ...
 
     def strategy(self) -> Strategy:
@@ -27,6 +34,7 @@ class FedAvg:
     """Mean weighted by example counts (McMahan et al., AISTATS 2017)."""
 
     stateful: ClassVar[bool] = False
+    is_mean: ClassVar[bool] = True
 
     def strategy(self) -> Strategy:
         """Return Flower's ``FedAvg``."""
@@ -43,6 +51,7 @@ class FedProx:
 
     proximal_mu: float = 0.1
     stateful: ClassVar[bool] = False
+    is_mean: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse a negative weight."""
@@ -68,6 +77,7 @@ class FedAvgM:
     lr: float = 1.0
     momentum: float = 0.9
     stateful: ClassVar[bool] = True
+    is_mean: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -97,6 +107,7 @@ class FedAdam:
     beta_2: float = 0.99
     tau: float = 1e-3
     stateful: ClassVar[bool] = True
+    is_mean: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -119,6 +130,7 @@ class FedMedian:
     """Coordinate-wise median (Yin et al., ICML 2018)."""
 
     stateful: ClassVar[bool] = False
+    is_mean: ClassVar[bool] = False
 
     def strategy(self) -> Strategy:
         """Return Flower's ``FedMedian``."""
@@ -135,6 +147,7 @@ class FedTrimmedAvg:
 
     beta: float = 0.2
     stateful: ClassVar[bool] = False
+    is_mean: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse to cut off half or more at each end."""
@@ -156,6 +169,7 @@ class Krum:
 
     malicious: int = 1
     stateful: ClassVar[bool] = False
+    is_mean: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse a negative number."""
@@ -177,6 +191,13 @@ SERVER_RULES: dict[str, type[ServerRule]] = {
     "krum": Krum,
 }
 """Name in a scenario's ``server.name`` -> class."""
+
+
+def server_of(rule: ServerRule, layout: Layout) -> Server:
+    """Return a rule as methods replay it; the same bits as its strategy in training."""
+    if rule.is_mean:
+        return MeanServer()
+    return FlowerServer(rule.strategy(), layout, rule.stateful)
 
 
 def _check_positive(**values: float) -> None:

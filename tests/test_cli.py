@@ -300,7 +300,7 @@ def test_clients_that_always_raise_fail_the_run_with_their_words(
         raise OSError(f"sensor {client} is gone")
 
     monkeypatch.setattr(LocalTask, "train", broken)
-    result = cli("run", tiny, "--out", tmp_path / "out")
+    result = cli("run", tiny, "engine.kernel=reference", "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert "client 0: failed: OSError: sensor 0 is gone" in only_line(result)
 
@@ -316,7 +316,14 @@ def test_one_client_that_raises_is_set_aside_and_told_about(
         return train(self, client, model, work)
 
     monkeypatch.setattr(LocalTask, "train", broken)
-    result = cli("run", tiny, "methods=[]", "--out", tmp_path / "out")
+    result = cli(
+        "run",
+        tiny,
+        "methods=[]",
+        "engine.kernel=reference",
+        "--out",
+        tmp_path / "out",
+    )
     assert result.exit_code == 0
     said = (
         "seed 0, round 2: reply of client 2 set aside: failed: OSError: sensor is gone"

@@ -8,14 +8,12 @@ import pytest
 from flwr.app import ConfigRecord
 
 from fedunlearn.arrays import from_arrays, to_arrays
-from fedunlearn.client import client_app
 from fedunlearn.history import InMemoryHistory, first_round_of
 from fedunlearn.params import sha256
 from fedunlearn.schedule import TrainingSchedule
 from simulations import compare, load_scenario
-from simulations.engine import SimulationGrid
 from simulations.evaluate import Evaluator
-from simulations.prepare import prepare
+from simulations.prepare import open_grid, prepare
 from simulations.train import Curve, train
 from strategies import METHODS
 from strategies.directory import Directory
@@ -39,7 +37,7 @@ def trained_on(prepared, seed=0, clients=None):
     data = prepared.task.clients if clients is None else tuple(clients)
     prepared = replace(prepared, task=replace(prepared.task, clients=data))
     history = InMemoryHistory(prepared.task.layout)
-    with SimulationGrid(client_app(prepared.task), num_clients=len(data)) as grid:
+    with open_grid(prepared) as grid:
         return train(
             prepared,
             seed,
@@ -66,7 +64,7 @@ def trained_without(prepared, withdrawn, seed=0):
         withdrawn=withdrawn,
         cohort=schedule.cohort,
     )
-    with SimulationGrid(client_app(task), num_clients=len(task.clients)) as grid:
+    with open_grid(prepared) as grid:
         result = strategy.start(
             grid,
             to_arrays(task.initial_model(seed), task.layout),

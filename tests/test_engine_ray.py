@@ -126,9 +126,10 @@ def test_ray_started_by_the_grid_is_on_loopback_only_and_gone_afterwards():
 @pytest.fixture(scope="module")
 def users_ray():
     """A Ray that the user started, with two CPUs."""
-    from simulations.engine.ray_pool import _start_ray
+    from simulations.engine.cluster import Cluster
+    from simulations.engine.ray_start import start_ray
 
-    assert _start_ray(2)
+    assert start_ray(2, Cluster())
     yield
     ray.shutdown()
 

@@ -17,7 +17,7 @@ from fedunlearn.params import sha256
 from fedunlearn.schedule import TrainingSchedule
 from simulations import compare, load_scenario
 from simulations.engine import SimulationGrid
-from simulations.prepare import prepare
+from simulations.prepare import open_grid, prepare
 from simulations.train import quiet_flower
 from strategies import RecordingStrategy
 from strategies.server_rules import SERVER_RULES
@@ -50,7 +50,7 @@ def never_existed(loaded):
             withdrawn=prepared.forget,
             cohort=schedule.cohort,
         )
-        with SimulationGrid(client_app(task), num_clients=len(task.clients)) as grid:
+        with open_grid(prepared) as grid:
             result = strategy.start(
                 grid,
                 to_arrays(task.initial_model(seed), task.layout),

@@ -1,11 +1,12 @@
 """A Flower Grid whose nodes are simulated clients."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import count
 from types import TracebackType
-from typing import Self, final
+from typing import Self, TypeVar, final
 
 from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -15,8 +16,16 @@ from typing_extensions import override
 
 from fedunlearn.errors import ConfigError, RunError
 from fedunlearn.flower_compat import NODE_UNAVAILABLE, claim_identity, with_id
+from simulations.engine.cluster import Cluster
+from simulations.engine.lockstep import Lockstep, in_lockstep
+from simulations.engine.orders import shared_order
 from simulations.engine.threads import one_thread
+from simulations.engine.trainer import CohortSpec
 from simulations.engine.worker import Answer, Backend, ClientWorker, Job
+from strategies.cohort_replies import CohortReplies
+
+T = TypeVar("T")
+_THIS_MACHINE = Cluster()
 
 
 @final
@@ -34,13 +43,22 @@ class SimulationGrid(Grid):
         num_clients: Number of clients.
         workers: 0 runs the clients in this process, N on N Ray actors; the results are
             the same bits.
+        cluster: Where those actors run.
+        cohorts: How orders to train are carried out when all nodes get the same one:
+            by a kernel, as one, instead of by ``client_app``. It must be the same task.
 
     Raises:
         ConfigError: If there is no client or a negative number of workers.
     """
 
     def __init__(
-        self, client_app: ClientApp, *, num_clients: int, workers: int = 0
+        self,
+        client_app: ClientApp,
+        *,
+        num_clients: int,
+        workers: int = 0,
+        cluster: Cluster = _THIS_MACHINE,
+        cohorts: CohortSpec | None = None,
     ) -> None:
         if num_clients < 1:
             raise ConfigError(f"a grid needs at least one client, got {num_clients}")
@@ -50,6 +68,8 @@ class SimulationGrid(Grid):
         self._app = client_app
         self._num_clients = num_clients
         self._workers = workers
+        self._cluster = cluster
+        self._cohorts = cohorts
         self._open = ExitStack()
         self._backend: Backend | None = None
         self._states: dict[int, RecordDict] = {}
@@ -78,12 +98,43 @@ class SimulationGrid(Grid):
         self._backend = None
         self._open.close()
 
+    def in_lockstep(
+        self, width: int, runs: Sequence[Callable[["SimulationGrid"], T]]
+    ) -> list[T]:
+        """Return what runs return that advance together, each on a grid of its own.
+
+        What they ask at the same time is trained in one pass; their numbers are the
+        same as if each ran alone.
+
+        Args:
+            width: How many advance at the same time.
+            runs: Each is called in a thread of its own.
+        """
+        if self._backend is None:
+            raise RunError("a SimulationGrid works inside its with statement only")
+
+        def beside(run: Callable[[SimulationGrid], T], backend: Backend) -> T:
+            return run(self._twin(backend))
+
+        lockstep = Lockstep(self._backend)
+        return in_lockstep(lockstep, width, [partial(beside, run) for run in runs])
+
+    def _twin(self, backend: Backend) -> "SimulationGrid":
+        """Return a grid of the same clients on a backend that is open already."""
+        twin = SimulationGrid(
+            self._app, num_clients=self._num_clients, cohorts=self._cohorts
+        )
+        twin._backend = backend
+        return twin
+
     def _start(self) -> Backend:
         if self._workers == 0:
-            return ClientWorker(self._app, self._num_clients)
+            return ClientWorker(self._app, self._num_clients, self._cohorts)
         from simulations.engine.ray_pool import RayPool
 
-        return RayPool(self._app, self._num_clients, self._workers)
+        return RayPool(
+            self._app, self._num_clients, self._workers, self._cluster, self._cohorts
+        )
 
     @override
     def set_run(self, run: Run) -> None:
@@ -129,7 +180,13 @@ class SimulationGrid(Grid):
 
         A simulated client always answers, so ``timeout`` has no effect.
         """
-        return list(self._exchange(list(messages)).values())
+        orders = list(messages)
+        if self._cohorts is not None and self._backend is not None:
+            order = shared_order(orders, self._cohorts.layout, self._num_clients)
+            if order is not None:
+                (result,) = self._backend.train([order])
+                return CohortReplies(orders, self._cohorts.layout, result)
+        return list(self._exchange(orders).values())
 
     def _exchange(self, messages: list[Message]) -> dict[str, Message]:
         """Return message id -> reply, in the order of the messages."""

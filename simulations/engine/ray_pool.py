@@ -1,21 +1,23 @@
 """Clients on long-lived Ray actors, one intra-op thread each."""
 
-import logging
-import os
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import ray
 from flwr.app import Error, RecordDict
 from flwr.clientapp import ClientApp
-from ray._private import ray_constants
 from ray.exceptions import RayActorError
 
-from fedunlearn.errors import ConfigError, RunError
+from fedunlearn.cohort import CohortResult
+from fedunlearn.errors import RunError
 from fedunlearn.flower_compat import CLIENT_APP_CRASHED
 from fedunlearn.models.state import single_thread
+from simulations.engine.cluster import Cluster
+from simulations.engine.orders import Order, Piece, cut, joined
+from simulations.engine.ray_start import start_ray
+from simulations.engine.trainer import CohortSpec
 from simulations.engine.worker import Answer, ClientWorker, Job
 
 _CHUNKS_PER_WORKER = 4
@@ -25,21 +27,37 @@ _CHUNKS_PER_WORKER = 4
 class RayWorker:
     """A ClientWorker in a process of its own."""
 
-    def __init__(self, app: ClientApp, num_partitions: int) -> None:
+    def __init__(
+        self, shared: tuple[ClientApp, CohortSpec | None], num_partitions: int
+    ) -> None:
         single_thread()
-        self._worker = ClientWorker(app, num_partitions)
+        app, cohorts = shared
+        self._worker = ClientWorker(app, num_partitions, cohorts)
 
     def run(self, jobs: Sequence[Job], contents: list[Any]) -> list[Answer]:
         """Run the jobs; ``contents`` are references into the object store."""
         return self._worker.run(jobs, ray.get(contents))
 
+    def train(self, orders: Sequence[Order], models: list[Any]) -> list[CohortResult]:
+        """Train orders, each from the model its reference stands for."""
+        held = ray.get(models)
+        pairs = zip(orders, held, strict=True)
+        return self._worker.train([replace(o, model=model) for o, model in pairs])
+
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """Positions of the jobs one call runs; ``last`` if they will not be tried again."""
+class Call:
+    """One call of an actor.
 
-    positions: tuple[int, ...]
-    last: bool = False
+    Attributes:
+        start: Starts it on an actor; returns a reference to the result.
+        done: Takes the result.
+        died: Returns what to call instead if the actor died.
+    """
+
+    start: Callable[[Any], Any]
+    done: Callable[[Any], None]
+    died: Callable[[], "list[Call]"]
 
 
 @final
@@ -50,33 +68,82 @@ class RayPool:
         app: The ClientApp; it is placed in the object store once.
         num_partitions: Number of clients.
         workers: Number of actors.
+        cluster: Where they run.
+        cohorts: How whole cohorts are trained; placed there together with the app,
+            so that both share the data.
     """
 
-    def __init__(self, app: ClientApp, num_partitions: int, workers: int) -> None:
-        self._started = _start_ray(workers)
-        self._app = ray.put(app)
+    def __init__(
+        self,
+        app: ClientApp,
+        num_partitions: int,
+        workers: int,
+        cluster: Cluster,
+        cohorts: CohortSpec | None = None,
+    ) -> None:
+        self._started = start_ray(workers, cluster)
+        self._shared = ray.put((app, cohorts))
+        self._cohorts = cohorts
         self._num_partitions = num_partitions
-        self._actor_class = ray.remote(num_cpus=1, max_restarts=0)(RayWorker)
+        self._actor_class = ray.remote(
+            num_cpus=cluster.cpus_per_worker,
+            num_gpus=cluster.gpus_per_worker,
+            max_restarts=0,
+        )(RayWorker)
         self._actors = [self._new_actor() for _ in range(workers)]
         self.replaced = 0
 
     def run(self, jobs: Sequence[Job], contents: list[RecordDict]) -> list[Answer]:
         """Run all jobs on whichever actor is free."""
         shared = [ray.put(content) for content in contents]
-        waiting = deque(_chunks(len(jobs), len(self._actors)))
-        idle, busy = deque(range(len(self._actors))), dict[Any, tuple[int, Chunk]]()
         answers: dict[int, Answer] = {}
-        while waiting or busy:
-            while waiting and idle:
-                chunk, slot = waiting.popleft(), idle.popleft()
-                part = [jobs[p] for p in chunk.positions]
-                call = self._actors[slot].run.remote(part, shared)
-                busy[call] = slot, chunk
-            (done, *_), _ = ray.wait(list(busy))
-            slot, chunk = busy.pop(done)
-            idle.append(slot)
-            answers.update(self._collect(done, slot, chunk, jobs, waiting))
+
+        def call(positions: tuple[int, ...], *, last: bool = False) -> Call:
+            part = [jobs[p] for p in positions]
+
+            def done(result: list[Answer]) -> None:
+                answers.update(zip(positions, result, strict=True))
+
+            def died() -> list[Call]:
+                if not last:
+                    # One by one, so that only the client that kills its worker is
+                    # given up.
+                    return [call((p,), last=True) for p in positions]
+                crashed = Error(CLIENT_APP_CRASHED, "the client's worker died twice")
+                done([Answer(None, crashed, job.state) for job in part])
+                return []
+
+            return Call(lambda actor: actor.run.remote(part, shared), done, died)
+
+        self._work_off(map(call, _chunks(len(jobs), len(self._actors))))
         return [answers[p] for p in range(len(jobs))]
+
+    def train(self, orders: Sequence[Order]) -> list[CohortResult]:
+        """Train cohorts in pieces of about the same work."""
+        if self._cohorts is None:
+            raise RunError("these workers were given no kernel")
+        models = [ray.put(order.model) for order in orders]
+        bare = [replace(order, model=order.model[:0]) for order in orders]
+        results: dict[Piece, CohortResult] = {}
+
+        def call(pieces: list[Piece], *, last: bool = False) -> Call:
+            part = [piece.of(bare) for piece in pieces]
+            starts = [models[piece.order] for piece in pieces]
+
+            def died() -> list[Call]:
+                if last:
+                    raise RunError("a worker died twice while it trained a cohort")
+                return [call(pieces, last=True)]
+
+            return Call(
+                lambda actor: actor.train.remote(part, starts),
+                lambda result: results.update(zip(pieces, result, strict=True)),
+                died,
+            )
+
+        chunks = cut(orders, self._cohorts.task, len(self._actors) * _CHUNKS_PER_WORKER)
+        self._work_off(map(call, chunks))
+        return joined(orders, results)
 
     def close(self) -> None:
         """End the actors, and Ray if this pool started it."""
@@ -85,70 +152,30 @@ class RayPool:
         if self._started:
             ray.shutdown()
 
-    def _collect(
-        self,
-        done: Any,  # noqa: ANN401 - Ray's references carry no type
-        slot: int,
-        chunk: Chunk,
-        jobs: Sequence[Job],
-        waiting: deque[Chunk],
-    ) -> dict[int, Answer]:
-        """Return the chunk's answers; if its actor died, replace it and queue anew."""
-        try:
-            return dict(zip(chunk.positions, ray.get(done), strict=True))
-        except RayActorError:
-            self._actors[slot] = self._new_actor()
-            self.replaced += 1
-        except ray.exceptions.RayError as error:
-            raise RunError(f"a Ray worker failed: {error}") from error
-        if chunk.last:
-            crashed = Error(CLIENT_APP_CRASHED, "the client's worker died twice")
-            return {p: Answer(None, crashed, jobs[p].state) for p in chunk.positions}
-        # One by one, so that only the client that kills its worker is given up.
-        waiting.extend(Chunk((p,), last=True) for p in chunk.positions)
-        return {}
+    def _work_off(self, calls: Iterable[Call]) -> None:
+        """Make all calls, each on whichever actor is free."""
+        waiting = deque(calls)
+        idle, busy = deque(range(len(self._actors))), dict[Any, tuple[int, Call]]()
+        while waiting or busy:
+            while waiting and idle:
+                slot, call = idle.popleft(), waiting.popleft()
+                busy[call.start(self._actors[slot])] = slot, call
+            (ready, *_), _ = ray.wait(list(busy))
+            slot, call = busy.pop(ready)
+            idle.append(slot)
+            try:
+                call.done(ray.get(ready))
+            except RayActorError:
+                self._actors[slot] = self._new_actor()
+                self.replaced += 1
+                waiting.extend(call.died())
+            except ray.exceptions.RayError as error:
+                raise RunError(f"a Ray worker failed: {error}") from error
 
     def _new_actor(self) -> Any:  # noqa: ANN401 - Ray's handles carry no type
-        return self._actor_class.remote(self._app, self._num_partitions)
+        return self._actor_class.remote(self._shared, self._num_partitions)
 
 
-def _chunks(jobs: int, workers: int) -> list[Chunk]:
+def _chunks(jobs: int, workers: int) -> list[tuple[int, ...]]:
     size = max(1, -(-jobs // (workers * _CHUNKS_PER_WORKER)))
-    return [
-        Chunk(tuple(range(at, min(at + size, jobs)))) for at in range(0, jobs, size)
-    ]
-
-
-def _start_ray(workers: int) -> bool:
-    """Start Ray on this machine's loopback unless it runs; return whether it did."""
-    if ray.is_initialized():
-        _check_room(workers)
-        return False
-    # No telemetry, and the coming default, which warns at every start until set.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray's servers listen on every interface unless the node's address is 127.0.0.1,
-    # and it replaces that address by an outside one except on systems without cluster
-    # support. This says so of the local one; Ray 2.55 to 2.60 has no public setting.
-    clusters = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        ray.init(
-            num_cpus=workers,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-        )
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = clusters
-    return True
-
-
-def _check_room(workers: int) -> None:
-    """Refuse more workers than the running Ray has CPUs: they would wait for ever."""
-    cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
-    if cpus < workers:
-        raise ConfigError(
-            f"engine.workers is {workers}, the Ray that is running has {cpus} CPUs"
-        )
+    return [tuple(range(at, min(at + size, jobs))) for at in range(0, jobs, size)]

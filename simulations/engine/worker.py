@@ -7,12 +7,16 @@ from typing import Protocol
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedunlearn.cohort import CohortResult
+from fedunlearn.errors import RunError
 from fedunlearn.flower_compat import (
     CLIENT_APP_RAISED,
     claim_identity,
     copy_records,
     with_id,
 )
+from simulations.engine.orders import Order
+from simulations.engine.trainer import CohortSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,10 @@ class Backend(Protocol):
         """Run all jobs; a client's failure is an answer with an error."""
         ...
 
+    def train(self, orders: Sequence[Order]) -> list[CohortResult]:
+        """Train cohorts by the kernel; only if there is one."""
+        ...
+
     def close(self) -> None:
         """Give back what the backend holds."""
         ...
@@ -66,19 +74,31 @@ class ClientWorker:
     Args:
         app: The ClientApp of every client.
         num_partitions: Number of clients, told to each in its ``node_config``.
+        cohorts: How whole cohorts are trained, if they can be.
     """
 
-    def __init__(self, app: ClientApp, num_partitions: int) -> None:
+    def __init__(
+        self, app: ClientApp, num_partitions: int, cohorts: CohortSpec | None = None
+    ) -> None:
         claim_identity()
         self._app = app
         self._num_partitions = num_partitions
+        self._trainer = None if cohorts is None else cohorts.trainer()
 
     def run(self, jobs: Sequence[Job], contents: list[RecordDict]) -> list[Answer]:
         """Run the jobs in order."""
         return [self._answer(job, contents[job.content]) for job in jobs]
 
+    def train(self, orders: Sequence[Order]) -> list[CohortResult]:
+        """Train cohorts by the kernel."""
+        if self._trainer is None:
+            raise RunError("this worker was given no kernel")
+        return self._trainer.train(orders)
+
     def close(self) -> None:
-        """Nothing to give back."""
+        """End the kernel's threads."""
+        if self._trainer is not None:
+            self._trainer.close()
 
     def _answer(self, job: Job, content: RecordDict) -> Answer:
         message = with_id(

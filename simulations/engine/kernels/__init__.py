@@ -20,7 +20,7 @@ from simulations.engine.kernels.vmap import VmapKernel
 
 SMALL = 10_000
 """Parameters up to which clients are stacked: larger ones stream from memory."""
-AUTO = "auto"
+AUTO, REFERENCE = "auto", "reference"
 
 
 def make_kernel(name: str, task: LocalTask, device: str = "cpu") -> Kernel:
@@ -35,7 +35,7 @@ def make_kernel(name: str, task: LocalTask, device: str = "cpu") -> Kernel:
         ConfigError: If nobody knows the name, the device is not there, or the kernel
             cannot serve the task.
     """
-    where = _device(device)
+    where = find_device(device)
     chosen = choose(task, where) if name == AUTO else name
     if chosen not in KERNELS:
         raise UnknownNameError.of("engine.kernel", name, (AUTO, *KERNELS))
@@ -53,7 +53,7 @@ def choose(task: LocalTask, device: torch.device) -> str:
     if stack is not None:
         return "batched" if not stack.convs and (small or not on_cpu) else "fused"
     vectorised = small or not on_cpu
-    return "vmap" if vectorised and _fault_of_vmap(module) is None else "reference"
+    return "vmap" if vectorised and _fault_of_vmap(module) is None else REFERENCE
 
 
 def _fused(task: LocalTask, device: torch.device) -> Kernel:
@@ -80,7 +80,7 @@ def _reference(task: LocalTask, device: torch.device) -> Kernel:
 
 
 KERNELS: Mapping[str, Callable[[LocalTask, torch.device], Kernel]] = {
-    "reference": _reference,
+    REFERENCE: _reference,
     "fused": _fused,
     "batched": _batched,
     "vmap": _vmap,
@@ -112,7 +112,12 @@ def _fault_of_vmap(module: nn.Module) -> str | None:
     return None
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """Return a device that is there.
+
+    Raises:
+        ConfigError: If it is not.
+    """
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -122,4 +127,12 @@ def _device(name: str) -> torch.device:
     return device
 
 
-__all__ = ["KERNELS", "Kernel", "choose", "make_kernel"]
+__all__ = [
+    "AUTO",
+    "KERNELS",
+    "REFERENCE",
+    "Kernel",
+    "choose",
+    "find_device",
+    "make_kernel",
+]

@@ -6,6 +6,7 @@ them, and products of a batch do not mix its members: a client's numbers are its
 """
 
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import torch
 from fedunlearn.cohort import Cohort
 from fedunlearn.params import Matrix
 from fedunlearn.training import Training
-from simulations.engine.kernels.feed import Batch, Feed, groups
+from simulations.engine.kernels.feed import Batch, Feed, groups, phases
 from simulations.engine.kernels.layers import Stack
 from simulations.engine.kernels.sgd import Descent
 
@@ -32,7 +33,9 @@ class BatchedKernel:
     stack: Stack
     training: Training
     device: torch.device
-    name: str = "batched"
+    name: ClassVar[str] = "batched"
+    parallel: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
 
     def train(self, cohort: Cohort, out: Matrix) -> npt.NDArray[np.float64]:
         """Train every client; see :class:`Kernel`."""
@@ -54,11 +57,10 @@ class BatchedKernel:
         feed = Feed.of(group, width, self.stack.linears[-1].outputs, self.device)
         losses = torch.zeros(len(group), dtype=torch.float64, device=self.device)
         relus = [layer.relu for layer in self.stack.linears]
-        for step in range(int(steps[0])):
-            active = int(np.searchsorted(-steps, -step))  # those with a step left
-            losses[:active] += _step(
-                descent.first(active), relus, feed.batch(step, active)
-            )
+        for begin, end, active in phases(steps):
+            net = Net.of(descent.first(active), relus)
+            for step in range(begin, end):
+                losses[:active] += net.step(feed.batch(step, active))
         models = torch.cat([w.flatten(1) for w in weights], 1).cpu().numpy()
         return models, losses.cpu().numpy() / np.maximum(steps, 1)
 
@@ -71,35 +73,64 @@ class BatchedKernel:
         return tuple(parts)
 
 
-def _step(descent: Descent, relus: list[bool], batch: Batch) -> torch.Tensor:
-    """Take one step; return every client's loss, shape ``(A,)``.
+@dataclass(frozen=True, slots=True)
+class Net:
+    """The layers of A clients.
 
     Activations have the shape ``(A, units, width)``: with classes before examples the
     softmax is several times faster.
+
+    Attributes:
+        weights: Shape ``(A, outputs, inputs)`` each.
+        biases: Shape ``(A, outputs, 1)`` each.
+        relus: Whether a ReLU follows.
+        descent: What moves them.
     """
-    x, targets, shares = batch
-    targets, shares = targets.transpose(1, 2), shares.unsqueeze(1)
-    weights, biases = descent.weights[::2], descent.weights[1::2]
-    inputs = [x.transpose(1, 2)]
-    for weight, bias, relu in zip(weights, biases, relus, strict=True):
-        z = torch.baddbmm(bias, weight, inputs[-1])
-        inputs.append(z.relu_() if relu else z)
-    scores = torch.log_softmax(inputs.pop(), 1)
-    loss = -(scores * targets).sum(1, keepdim=True).mul_(shares).sum((1, 2))
-    slopes = [scores.exp_().sub_(targets).mul_(shares)]
-    for weight, under, relu in zip(
-        weights[:0:-1], inputs[:0:-1], relus[-2::-1], strict=True
-    ):
-        slope = weight.transpose(1, 2) @ slopes[-1]
-        if relu:
-            slope = torch.ops.aten.threshold_backward(slope, under, 0)
-        slopes.append(slope)
-    descent.begin()
-    to_weights, to_biases = descent.targets[::2], descent.targets[1::2]
-    for weight, bias, slope, given in zip(
-        to_weights, to_biases, slopes[::-1], inputs, strict=True
-    ):
-        weight.baddbmm_(slope, given.transpose(1, 2), alpha=descent.alpha)
-        bias.add_(slope.sum(2, keepdim=True), alpha=descent.alpha)
-    descent.end()
-    return loss
+
+    weights: tuple[torch.Tensor, ...]
+    biases: tuple[torch.Tensor, ...]
+    relus: list[bool]
+    descent: Descent
+
+    @classmethod
+    def of(cls, descent: Descent, relus: list[bool]) -> Self:
+        """Return the layers on the tensors that descend: weight, bias, weight, ..."""
+        return cls(descent.weights[::2], descent.weights[1::2], relus, descent)
+
+    def step(self, batch: Batch) -> torch.Tensor:
+        """Take one step; return every client's loss, shape ``(A,)``."""
+        x, targets, shares = batch
+        inputs = [x.transpose(1, 2)]
+        for weight, bias, relu in zip(
+            self.weights, self.biases, self.relus, strict=True
+        ):
+            z = torch.baddbmm(bias, weight, inputs[-1])
+            inputs.append(z.relu_() if relu else z)
+        scores = torch.log_softmax(inputs.pop(), 1)
+        wanted = targets.transpose(1, 2)  # its columns sum to the shares
+        loss = (scores * wanted).sum((1, 2)).neg_()
+        top = scores.exp_().mul_(shares.unsqueeze(1)).sub_(wanted)
+        self._move(self._slopes(top, inputs), inputs)
+        return loss
+
+    def _slopes(
+        self, slope: torch.Tensor, inputs: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Return the loss's slope at every layer's sums, from that at the scores."""
+        slopes = [slope]
+        for at in range(len(self.weights) - 1, 0, -1):
+            slope = self.weights[at].transpose(1, 2) @ slope
+            if self.relus[at - 1]:
+                slope = torch.ops.aten.threshold_backward(slope, inputs[at], 0)
+            slopes.append(slope)
+        return slopes[::-1]
+
+    def _move(self, slopes: list[torch.Tensor], inputs: list[torch.Tensor]) -> None:
+        """Add the gradients, now that every slope is known."""
+        descent, alpha = self.descent, self.descent.alpha
+        descent.begin()
+        targets = iter(descent.targets)
+        for slope, given in zip(slopes, inputs, strict=True):
+            next(targets).baddbmm_(slope, given.transpose(1, 2), alpha=alpha)
+            next(targets).add_(slope.sum(2, keepdim=True), alpha=alpha)
+        descent.end()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -9,7 +10,11 @@ import torch
 from fedunlearn.cohort import Batches, Cohort, Indices
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Examples ``(A, width, inputs)``, one-hot ``(A, width, C)``, shares ``(A, width)``."""
+"""Examples ``(A, width, inputs)``, targets ``(A, width, C)``, shares ``(A, width)``.
+
+A share is one over the batch's size, and 0 for padding; a target is the share in the
+place of the example's class.
+"""
 
 _ROUND = 8
 """Batches smaller than the task's are padded to a multiple of it."""
@@ -45,20 +50,36 @@ def groups(
             yield members[at : at + most], width
 
 
+def phases(steps: Indices) -> Iterator[tuple[int, int, int]]:
+    """Yield stretches of steps in which the same clients are active.
+
+    Args:
+        steps: Each client's number of steps, descending.
+
+    Yields:
+        First step, the step after the last, and how many clients are active.
+    """
+    begin = 0
+    for end in np.unique(steps).tolist():
+        if end > begin:
+            yield begin, end, int(np.count_nonzero(steps >= end))
+            begin = end
+
+
 @dataclass(frozen=True, slots=True)
 class Feed:
     """The padded batches of a group of A clients.
 
     Attributes:
         x: Examples of all, shape ``(n + 1, inputs)``; the last row, of padding, is 0.
-        targets: One-hot classes, shape ``(n + 1, C)``; the last row is 0.
-        rows: Rows of both, shape ``(steps, A, width)``.
-        shares: One over the batch's size, 0 for padding, shape ``(steps, A, width)``.
+        rows: Rows of it, shape ``(steps, A, width)``.
+        targets: Shape ``(steps, A, width, C)``; see :data:`Batch`.
+        shares: Shape ``(steps, A, width)``.
     """
 
     x: torch.Tensor
-    targets: torch.Tensor
     rows: torch.Tensor
+    targets: torch.Tensor
     shares: torch.Tensor
 
     @classmethod
@@ -67,27 +88,26 @@ class Feed:
     ) -> "Feed":
         """Gather a group's data."""
         data, batches = group.data, group.batches
-        examples = [d.x.reshape(len(d.x), -1) for d in data]
-        padding = np.zeros((1, examples[0].shape[1]), np.float32)
-        x = np.concatenate([*examples, padding])
+        inputs = prod(data[0].x.shape[1:])
+        examples = [d.x.reshape(len(d.x), inputs) for d in data]
+        x = np.concatenate([*examples, np.zeros((1, inputs), np.float32)])
         y = np.concatenate([d.y for d in data])
         begin = np.cumsum([0, *(len(d.y) for d in data)])
         client, step, position = batches.place()
         shape = (int(batches.steps.max(initial=0)), len(data), width)
         rows = np.full(shape, len(y))
-        rows[step, client, position] = batches.rows + begin[client]
+        rows[step, client, position] = seen = batches.rows + begin[client]
         lengths = np.diff(batches.bounds)
+        share = np.repeat(1 / lengths, lengths)
         shares = np.zeros(shape, np.float32)
-        shares[step, client, position] = np.repeat(1 / lengths, lengths)
-        targets = np.zeros((len(x), classes), np.float32)
-        targets[np.arange(len(y)), y] = 1
-        parts = (torch.from_numpy(a).to(device) for a in (x, targets, rows, shares))
+        shares[step, client, position] = share
+        targets = np.zeros((*shape, classes), np.float32)
+        targets[step, client, position, y[seen]] = share
+        parts = (torch.from_numpy(a).to(device) for a in (x, rows, targets, shares))
         return cls(*parts)
 
     def batch(self, step: int, active: int) -> Batch:
-        """Return a step's examples, targets and shares of the first clients."""
-        rows, shares = self.rows[step, :active], self.shares[step, :active]
-        flat = rows.reshape(-1)
-        x = self.x.index_select(0, flat)
-        targets = self.targets.index_select(0, flat)
-        return x.view(*rows.shape, -1), targets.view(*rows.shape, -1), shares
+        """Return a step's batch of the first clients."""
+        rows = self.rows[step, :active]
+        x = self.x.index_select(0, rows.reshape(-1)).view(*rows.shape, -1)
+        return x, self.targets[step, :active], self.shares[step, :active]

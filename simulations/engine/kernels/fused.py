@@ -6,7 +6,7 @@ steps. Stacking such clients does not pay: their weights would stream from memor
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,9 @@ class FusedKernel:
     stack: Stack
     training: Training
     device: torch.device
-    name: str = "fused"
+    name: ClassVar[str] = "fused"
+    parallel: ClassVar[bool] = True
+    stacks: ClassVar[bool] = False
 
     def train(self, cohort: Cohort, out: Matrix) -> npt.NDArray[np.float64]:
         """Train every client; see :class:`Kernel`."""

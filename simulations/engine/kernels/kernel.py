@@ -22,6 +22,16 @@ class Kernel(Protocol):
         """What is logged and written into a run, such as ``fused``."""
         ...
 
+    @property
+    def parallel(self) -> bool:
+        """Whether several threads may train at once, and gain by it."""
+        ...
+
+    @property
+    def stacks(self) -> bool:
+        """Whether clients share calls, so that few large parts are better than many."""
+        ...
+
     def train(self, cohort: Cohort, out: Matrix) -> npt.NDArray[np.float64]:
         """Train every client.
 

@@ -1,6 +1,7 @@
 """Eager torch, client after client, any model: the definition of right."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +20,9 @@ class ReferenceKernel:
     """
 
     task: LocalTask
-
-    @property
-    def name(self) -> str:
-        """What is logged."""
-        return "reference"
+    name: ClassVar[str] = "reference"
+    parallel: ClassVar[bool] = False  # one module a process; autograd's calls are short
+    stacks: ClassVar[bool] = False
 
     def train(self, cohort: Cohort, out: Matrix) -> npt.NDArray[np.float64]:
         """Train every client; see :class:`Kernel`."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from torch.nn import functional
 from fedunlearn.cohort import Cohort
 from fedunlearn.params import Layout, Matrix
 from fedunlearn.task import LocalTask
-from simulations.engine.kernels.feed import Feed, groups
+from simulations.engine.kernels.feed import Feed, groups, phases
 from simulations.engine.kernels.sgd import Descent
 
 
@@ -28,7 +29,9 @@ class VmapKernel:
 
     task: LocalTask
     device: torch.device
-    name: str = "vmap"
+    name: ClassVar[str] = "vmap"
+    parallel: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
 
     def train(self, cohort: Cohort, out: Matrix) -> npt.NDArray[np.float64]:
         """Train every client; see :class:`Kernel`."""
@@ -55,16 +58,17 @@ class VmapKernel:
         feed = Feed.of(group, width, task.num_classes, self.device)
         losses = torch.zeros(len(group), dtype=torch.float64, device=self.device)
         slopes = vmap(grad_and_value(partial(_loss, module, task.input_shape)))
-        for step in range(int(steps[0])):
-            active = int(np.searchsorted(-steps, -step))  # those with a step left
+        for begin, end, active in phases(steps):
             part = descent.first(active)
             named = dict(zip(weights, part.weights, strict=True))
-            gradients, loss = slopes(named, *feed.batch(step, active))
-            part.begin()
-            for target, name in zip(part.targets, named, strict=True):
-                target.add_(gradients[name], alpha=part.alpha)
-            part.end()
-            losses[:active] += loss
+            for step in range(begin, end):
+                x, targets, _ = feed.batch(step, active)
+                gradients, loss = slopes(named, x, targets)
+                part.begin()
+                for target, name in zip(part.targets, named, strict=True):
+                    target.add_(gradients[name], alpha=part.alpha)
+                part.end()
+                losses[:active] += loss
         models = torch.cat([w.flatten(1) for w in descent.weights], 1).cpu().numpy()
         return models, losses.cpu().numpy() / np.maximum(steps, 1)
 
@@ -85,9 +89,7 @@ def _loss(
     weights: dict[str, torch.Tensor],
     x: torch.Tensor,
     targets: torch.Tensor,
-    shares: torch.Tensor,
 ) -> torch.Tensor:
     """Return one client's loss; padding has no share in it."""
     scores = functional_call(module, weights, (x.view(-1, *input_shape),))
-    each = -(functional.log_softmax(scores, 1) * targets).sum(1)
-    return (each * shares).sum()
+    return -(functional.log_softmax(scores, 1) * targets).sum()

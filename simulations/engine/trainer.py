@@ -1,0 +1,150 @@
+"""Trains orders of any number of runs in one pass of one kernel."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedunlearn.cohort import Batches, Cohort, CohortResult
+from fedunlearn.params import Layout, Matrix
+from fedunlearn.task import LocalTask
+from fedunlearn.training import plan
+from simulations.engine.kernels import Kernel, make_kernel
+from simulations.engine.orders import Order
+
+_PARTS_PER_THREAD = 4
+"""Parts a cohort is cut into for each thread: more balance better, fewer cost less."""
+
+_WORTH_A_THREAD = 50_000_000
+"""Examples times weights from which a second thread pays where clients share calls."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CohortSpec:
+    """How the cohorts of a task are trained; travels to the process that does it.
+
+    Attributes:
+        task: What is trained.
+        kernel: Name of the kernel.
+        device: Where its tensors are.
+        threads: Threads of a process.
+    """
+
+    task: LocalTask
+    kernel: str
+    device: str = "cpu"
+    threads: int = 1
+
+    @property
+    def layout(self) -> Layout:
+        """Names and shapes of the model."""
+        return self.task.layout
+
+    def trainer(self) -> "Trainer":
+        """Return what trains them in this process."""
+        kernel = make_kernel(self.kernel, self.task, self.device)
+        return Trainer(self.task, kernel, self.threads)
+
+
+@final
+class Trainer:
+    """Runs a kernel on all threads it is given.
+
+    A thread takes the next part of the cohort when it is done with one. How the cohort
+    is cut, and who takes what, shows in no number.
+
+    Args:
+        task: What is trained.
+        kernel: Trains it.
+        threads: How many.
+    """
+
+    def __init__(self, task: LocalTask, kernel: Kernel, threads: int) -> None:
+        self._task = task
+        self._kernel = kernel
+        self._threads = threads if kernel.parallel else 1
+        self._pool = ThreadPoolExecutor(
+            self._threads,
+            "fedunlearn-kernel",
+            initializer=torch.set_num_threads,
+            initargs=(1,),
+        )
+
+    def train(self, orders: Sequence[Order]) -> list[CohortResult]:
+        """Carry out orders; a result for each, a client a row in the order's order."""
+        cohort = cohort_of(self._task, orders)
+        models = np.empty((len(cohort), cohort.starts.shape[1]), np.float32)
+        losses = self._run(cohort, models)
+        batches, at = cohort.batches, 0
+        examples = np.fromiter((len(data.y) for data in cohort.data), np.int64)
+        results = []
+        for order in orders:
+            part = slice(at, at + len(order.clients))
+            at = part.stop
+            results.append(
+                CohortResult(
+                    models=models[part],
+                    num_examples=examples[part],
+                    num_steps=batches.steps[part],
+                    num_samples=batches.samples[part],
+                    losses=losses[part],
+                )
+            )
+        return results
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+    def _run(self, cohort: Cohort, models: Matrix) -> npt.NDArray[np.float64]:
+        losses = np.zeros(len(cohort))
+
+        def run(begin: int, end: int) -> None:
+            part = cohort.part(begin, end)
+            losses[begin:end] = self._kernel.train(part, models[begin:end])
+
+        cuts = _cuts(cohort.batches, self._parts(cohort))
+        if len(cuts) == 2:  # noqa: PLR2004 - one part
+            run(*cuts)
+        else:
+            for done in [self._pool.submit(run, *part) for part in pairwise(cuts)]:
+                done.result()
+        return losses
+
+    def _parts(self, cohort: Cohort) -> int:
+        if not self._kernel.stacks:
+            return _PARTS_PER_THREAD * self._threads
+        weights = len(cohort.batches.rows) * cohort.starts.shape[1]
+        return min(self._threads, 1 + int(weights) // _WORTH_A_THREAD)
+
+
+def cohort_of(task: LocalTask, orders: Sequence[Order]) -> Cohort:
+    """Return the clients of all orders as one cohort."""
+    data, parts = [], []
+    for order in orders:
+        held = [task.clients[client] for client in order.clients]
+        sizes = [len(one.y) for one in held]
+        parts.append(plan(order.clients, sizes, task.training, order.work))
+        data += held
+    counts = [len(order.clients) for order in orders]
+    mus = [order.work.proximal_mu for order in orders]
+    return Cohort(
+        data=data,
+        starts=np.stack([order.model for order in orders]),
+        start_of=np.repeat(np.arange(len(orders)), counts),
+        batches=Batches.joined(parts),
+        proximal_mu=np.repeat(np.asarray(mus, np.float64), counts),
+    )
+
+
+def _cuts(batches: Batches, parts: int) -> list[int]:
+    """Return where to cut a cohort into parts of about the same work."""
+    work = np.cumsum(batches.samples + 1)  # a client without data costs a little too
+    wanted = work[-1] * np.arange(1, parts) / parts
+    cuts = {0, *np.searchsorted(work, wanted).tolist(), len(work)}
+    return sorted(cuts)

@@ -1,0 +1,93 @@
+"""What a cohort answered, in canonical order: read from replies of any kind."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from flwr.app import Message
+from flwr.serverapp.strategy import Strategy
+
+from fedunlearn.client import NUM_SAMPLES, NUM_STEPS, TRAIN_LOSS
+from fedunlearn.flower_compat import with_own_records
+from fedunlearn.history import ClientId, SetAside
+from fedunlearn.updates import Updates
+from strategies.cohort_replies import CohortReplies
+from strategies.mean import Metrics, mean_reply, takes_the_mean
+from strategies.replies import (
+    WEIGHT_KEY,
+    Broadcast,
+    as_updates,
+    mean_loss,
+    sort_replies,
+    weighted_loss,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The good answers of a cohort.
+
+    Attributes:
+        updates: What they amount to; with no client if there is none.
+        aside: Replies that are not used.
+        loss: Mean training loss, weighted by examples, or None if somebody is silent.
+        messages: Given a strategy, tells what it is to aggregate; records of its own.
+    """
+
+    updates: Updates
+    aside: list[SetAside]
+    loss: float | None
+    messages: Callable[[Strategy], list[Message]]
+
+
+def read_answers(
+    replies: Iterable[Message],
+    sent: Broadcast,
+    client_of: Callable[[int], ClientId | None],
+    weight_key: str = WEIGHT_KEY,
+) -> Answers:
+    """Return the good answers, ascending by client.
+
+    Args:
+        replies: As they came, in any order.
+        sent: What they answer to.
+        client_of: Node id -> client id.
+        weight_key: Name of the example count among the metrics.
+    """
+    if isinstance(replies, CohortReplies) and weight_key == WEIGHT_KEY:
+        clients = tuple(map(client_of, replies.nodes))
+        plain = sent.arrays.keys() == set(sent.layout.names)
+        if clients == sent.asked and plain and replies.result.faultless:
+            return _of_cohort(replies, sent)
+    good, aside = sort_replies(replies, sent, client_of, weight_key)
+    return Answers(
+        as_updates(good, sent),
+        aside,
+        mean_loss(good),
+        # Copies: FedMedian and FedTrimmedAvg empty the replies they aggregate.
+        lambda _: [with_own_records(reply.message) for reply in good],
+    )
+
+
+def _of_cohort(replies: CohortReplies, sent: Broadcast) -> Answers:
+    result = replies.result
+    updates = Updates(
+        clients=sent.asked,
+        before=sent.model,
+        after=result.models,
+        num_examples=result.num_examples,
+        num_steps=result.num_steps,
+        num_samples=result.num_samples,
+    )
+
+    def messages(strategy: Strategy) -> list[Message]:
+        if not takes_the_mean(strategy):
+            return list(replies)
+        reported: Metrics = {
+            NUM_STEPS: result.num_steps,
+            NUM_SAMPLES: result.num_samples,
+            TRAIN_LOSS: result.losses,
+        }
+        return [mean_reply(replies.orders[0], updates, replies.layout, reported)]
+
+    loss = weighted_loss(result.num_examples.tolist(), result.losses.tolist())
+    return Answers(updates, [], loss, messages)
