@@ -105,11 +105,12 @@ def read_order(content: RecordDict, layout: Layout) -> tuple[Vector, LocalWork]:
         ValueError: If the arrays are not the layout's.
     """
     arrays: ArrayRecord = next(iter(content.array_records.values()))
+    return from_arrays(arrays, layout), read_work(content)
+
+
+def read_work(content: RecordDict) -> LocalWork:
+    """Return the work in what a server sent."""
     config = next(iter(content.config_records.values()), ConfigRecord())
-    return from_arrays(arrays, layout), _work(config)
-
-
-def _work(config: ConfigRecord) -> LocalWork:
     epochs = config.get("epochs")
     return LocalWork(
         seed=int(config.get("seed", 0)),  # type: ignore[arg-type]

@@ -1,14 +1,16 @@
 """The meter: what a method used is counted by whoever runs it, never by the method."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Protocol
 
 import numpy as np
 
 from fedunlearn.errors import LeaverContactError, RunError
 from fedunlearn.history import (
     ClientId,
+    Counts,
     Holdings,
     RoundArrays,
     RoundRecord,
@@ -45,6 +47,8 @@ class UnlearningCost:
         history_bytes: Stored bytes of the models, updates and sums that were read, each
             once: what the server has to keep for it.
         history_peak_bytes: Most bytes the history ever took, if anything was read.
+        simulated_seconds: What the clients' trainings would have taken on a simulated
+            clock; None without one.
     """
 
     client_rounds: int = 0
@@ -56,6 +60,7 @@ class UnlearningCost:
     wall_seconds: float = 0.0
     history_bytes: int = 0
     history_peak_bytes: int = 0
+    simulated_seconds: float | None = None
 
     def ratio_to(self, other: "UnlearningCost") -> dict[str, float | None]:
         """Return each quantity over ``other``'s; None where that is zero."""
@@ -75,12 +80,31 @@ class UnlearningOutcome:
     cost: UnlearningCost
 
 
+class Trainings(Protocol):
+    """Who trained on how much: updates and recorded rounds tell it."""
+
+    @property
+    def clients(self) -> tuple[ClientId, ...]:
+        """Who answered, ascending."""
+        ...
+
+    @property
+    def num_samples(self) -> Counts:
+        """Examples each passed through its model, shape ``(K,)``."""
+        ...
+
+
+Clock = Callable[[Trainings, int], float]
+"""Given a cohort's trainings and how many were asked, tells how long they take."""
+
+
 @dataclass(slots=True)
 class MeteredClients:
     """Counts what passes through ``inner`` and lets nobody reach a leaver."""
 
     inner: RemainingClients
     forget: frozenset[ClientId]
+    clock: Clock | None = None
     seconds: float = 0.0
     used: UnlearningCost = field(default_factory=UnlearningCost)
 
@@ -117,7 +141,13 @@ class MeteredClients:
             examples=self.used.examples + int(updates.num_samples.sum()),
             bytes_down=self.used.bytes_down + asked * model_bytes,
             bytes_up=self.used.bytes_up + len(updates.clients) * model_bytes,
+            simulated_seconds=self._later(updates, asked),
         )
+
+    def _later(self, updates: Updates, asked: int) -> float | None:
+        if self.clock is None:
+            return None
+        return (self.used.simulated_seconds or 0.0) + self.clock(updates, asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,16 +233,26 @@ class MeteredHistory:
 
 
 def run_unlearning(
-    method: UnlearningMethod, model: Vector, ctx: UnlearningContext
+    method: UnlearningMethod,
+    model: Vector,
+    ctx: UnlearningContext,
+    clock: Clock | None = None,
 ) -> UnlearningOutcome:
     """Run ``method`` behind the meter.
+
+    Args:
+        method: What runs.
+        model: The trained model, shape ``(P,)``.
+        ctx: What it may use.
+        clock: Tells how long trainings would take; None simulates no clock.
 
     Raises:
         RequirementError: If the history or the clients cannot serve it; nothing ran.
         RunError: If it returns a model of another shape or one that is not finite.
     """
     check_requirements(method, ctx)
-    clients = MeteredClients(ctx.clients, ctx.forget)
+    clients = MeteredClients(ctx.clients, ctx.forget, clock)
+    clients.used = UnlearningCost(simulated_seconds=None if clock is None else 0.0)
     history = MeteredHistory(ctx.history)
     start = time.perf_counter()
     result = method.unlearn(model, replace(ctx, clients=clients, history=history))

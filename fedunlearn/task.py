@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional
 
 from fedunlearn.data import ClientData
-from fedunlearn.history import ClientId
+from fedunlearn.history import ClientId, Counts
 from fedunlearn.models import ModelSpec
 from fedunlearn.models.state import arrays_of, initial_vector, load, tensor_view
 from fedunlearn.params import Layout, Vector
-from fedunlearn.training import LocalWork, Training, batch_order
+from fedunlearn.training import LocalWork, Training, batch_order, samples_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,11 @@ class LocalTask:
     def num_examples(self, client: ClientId) -> int:
         """Return how many examples a client trains on."""
         return len(self.clients[client].y)
+
+    def samples(self, clients: Sequence[ClientId], work: LocalWork) -> Counts:
+        """Return how many examples clients pass through their models, ``(K,)``."""
+        sizes = [self.num_examples(client) for client in clients]
+        return samples_of(sizes, self.training, work)
 
     def module(self) -> nn.Module:
         """Return this process's working copy of the model; its values are scratch."""

@@ -100,6 +100,15 @@ def plan(
     return Batches.of_lengths(rows, lengths)
 
 
+def samples_of(
+    sizes: Sequence[int], training: Training, work: LocalWork
+) -> npt.NDArray[np.int64]:
+    """Return how many examples clients of given sizes pass through their models."""
+    epochs = training.epochs if work.epochs is None else work.epochs
+    counts = (sum(_steps(size, training.batch_size, epochs)[1]) for size in sizes)
+    return np.fromiter(counts, np.int64)
+
+
 @lru_cache(maxsize=4096)
 def _steps(
     size: int, batch_size: int, epochs: float

@@ -8,6 +8,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedunlearn.availability import Availability
 from fedunlearn.data import DATASETS, PARTITIONERS
 from fedunlearn.data.backdoor import Backdoor
 from fedunlearn.errors import ConfigError, UnknownNameError, did_you_mean
@@ -37,6 +38,7 @@ _PLAIN_SECTIONS: Mapping[str, type[Any]] = {
     "training": Training,
     "engine": Engine,
     "history": Recording,
+    "availability": Availability,
 }
 
 

@@ -9,8 +9,10 @@ from fedunlearn.errors import ConfigError
 from fedunlearn.history import ClientId
 from fedunlearn.method import UnlearningRequest
 from fedunlearn.task import LocalTask
+from fedunlearn.training import LocalWork
 from simulations.engine import SimulationGrid
 from simulations.engine.cluster import Cluster
+from simulations.engine.grid import Answering
 from simulations.engine.kernels import (
     AUTO,
     REFERENCE,
@@ -94,7 +96,8 @@ def _with_kernel(scenario: Scenario, task: LocalTask) -> Scenario:
 
 def open_grid(prepared: Prepared) -> SimulationGrid:
     """Return a grid of a scenario's clients, to be used in a ``with`` statement."""
-    engine, task = prepared.scenario.engine, prepared.task
+    scenario, task = prepared.scenario, prepared.task
+    engine = scenario.engine
     spec = CohortSpec(
         task=task,
         kernel=engine.kernel,
@@ -112,7 +115,19 @@ def open_grid(prepared: Prepared) -> SimulationGrid:
         ),
         # The reference is what a client of a real federation runs: the ClientApp.
         cohorts=None if engine.kernel == REFERENCE else spec,
+        answering=_answering(prepared) if scenario.availability.limited else None,
     )
+
+
+def _answering(prepared: Prepared) -> Answering:
+    availability, task = prepared.scenario.availability, prepared.task
+
+    def answering(work: LocalWork, clients: tuple[ClientId, ...]) -> list[bool]:
+        samples = task.samples(clients, work)
+        there = availability.answering(work.seed, work.round_index, clients, samples)
+        return list(there)
+
+    return answering
 
 
 def trigger_value(federation: Federation) -> float:

@@ -28,7 +28,7 @@ from simulations.events import Listener, tell
 from simulations.journal import JournaledClients, close_journal, open_journal
 from simulations.prepare import Prepared
 from simulations.run_folder import RunFolder
-from simulations.train import Curve, Trained, quiet_flower, train
+from simulations.train import Curve, Trained, clock_of, quiet_flower, train
 from strategies import METHODS
 from strategies.directory import Directory
 from strategies.flower_server import client_config
@@ -165,7 +165,8 @@ class Runs:
             watched = WatchedClients(clients, self.listeners, rounds)
             own = replace(context, clients=watched, rng=derive(seed, f"method {label}"))
             with quiet_flower(), _named(label):
-                outcome = run_unlearning(method, trained.model, own)
+                clock = clock_of(self.prepared, seed)
+                outcome = run_unlearning(method, trained.model, own, clock)
         seconds = outcome.cost.wall_seconds + saved()
         outcome = replace(outcome, cost=replace(outcome.cost, wall_seconds=seconds))
         tell(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedunlearn.availability import Availability
 from fedunlearn.data import Partitioner, Source
 from fedunlearn.data.backdoor import Backdoor
 from fedunlearn.history.codecs import codec
@@ -148,6 +149,7 @@ class Scenario:
         server: How the server aggregates.
         engine: Where clients run.
         history: How the history is kept.
+        availability: Who answers in time.
         backdoor: What the leavers plant, or None.
         methods: Label -> method, in the order of the table.
         resolved: All of it as plain values: what ``config.yaml`` of a run holds.
@@ -161,6 +163,7 @@ class Scenario:
     server: ServerRule
     engine: Engine
     history: Recording
+    availability: Availability
     backdoor: Backdoor | None
     methods: Mapping[str, UnlearningMethod]
     resolved: Mapping[str, Any] = field(repr=False)

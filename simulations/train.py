@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 
 from fedunlearn.arrays import from_arrays, to_arrays
-from fedunlearn.cost import UnlearningCost
+from fedunlearn.cost import Clock, Trainings, UnlearningCost
 from fedunlearn.history import (
     DiskHistory,
     InMemoryHistory,
@@ -102,7 +102,7 @@ def train(
         history=history,
         schedule=schedule,
         accuracy_by_round=tuple(curve.accuracies),
-        cost=_cost(history),
+        cost=_cost(history, clock_of(prepared, seed)),
     )
 
 
@@ -197,11 +197,26 @@ def _tell_round(
     )
 
 
-def _cost(history: UpdateHistory) -> UnlearningCost:
+def clock_of(prepared: Prepared, seed: int) -> Clock | None:
+    """Return a seed's simulated clock, or None if the scenario has none."""
+    availability = prepared.scenario.availability
+    if availability.speed is None:
+        return None
+
+    def clock(updates: Trainings, asked: int) -> float:
+        return availability.round_seconds(
+            seed, updates.clients, updates.num_samples, asked
+        )
+
+    return clock
+
+
+def _cost(history: UpdateHistory, clock: Clock | None) -> UnlearningCost:
     """Return what the recorded rounds used."""
     rounds = list(records(history))
     model_bytes = history.layout.size * _FLOAT32_BYTES
     answered = sum(len(r.clients) for r in rounds)
+    waits = None if clock is None else [clock(r, len(r.asked)) for r in rounds]
     return UnlearningCost(
         client_rounds=answered,
         local_steps=sum(int(r.num_steps.sum()) for r in rounds),
@@ -211,4 +226,5 @@ def _cost(history: UpdateHistory) -> UnlearningCost:
         wall_seconds=sum(r.seconds for r in rounds),
         history_bytes=history.holds.nbytes,
         history_peak_bytes=history.holds.peak_bytes,
+        simulated_seconds=None if waits is None else sum(waits),
     )

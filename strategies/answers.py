@@ -1,6 +1,6 @@
 """What a cohort answered, in canonical order: read from replies of any kind."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -54,10 +54,11 @@ def read_answers(
         weight_key: Name of the example count among the metrics.
     """
     if isinstance(replies, CohortReplies) and weight_key == WEIGHT_KEY:
-        clients = tuple(map(client_of, replies.nodes))
+        # Nobody asked a stranger: -1 is no client.
+        clients = tuple(-1 if (c := client_of(n)) is None else c for n in replies.nodes)
         plain = sent.arrays.keys() == set(sent.layout.names)
-        if clients == sent.asked and plain and replies.result.faultless:
-            return _of_cohort(replies, sent)
+        if plain and _in_order(clients, sent.asked) and replies.result.faultless:
+            return _of_cohort(replies, sent, clients)
     good, aside = sort_replies(replies, sent, client_of, weight_key)
     return Answers(
         as_updates(good, sent),
@@ -68,10 +69,18 @@ def read_answers(
     )
 
 
-def _of_cohort(replies: CohortReplies, sent: Broadcast) -> Answers:
+def _in_order(clients: Sequence[ClientId], asked: Sequence[ClientId]) -> bool:
+    """Tell whether clients are among those asked, each once, in the same order."""
+    rest = iter(asked)
+    return all(client in rest for client in clients)
+
+
+def _of_cohort(
+    replies: CohortReplies, sent: Broadcast, clients: tuple[ClientId, ...]
+) -> Answers:
     result = replies.result
     updates = Updates(
-        clients=sent.asked,
+        clients=clients,
         before=sent.model,
         after=result.models,
         num_examples=result.num_examples,

@@ -94,6 +94,7 @@ def test_costs_have_the_names_of_the_issue():
         "wall_seconds",
         "history_bytes",
         "history_peak_bytes",
+        "simulated_seconds",
     }
 
 

@@ -148,6 +148,15 @@ COLUMNS = (
         "seconds",
         note="Wall-clock time on the machine that made this report.",
     ),
+    Column(
+        "simulated_seconds",
+        "cost",
+        "Cost",
+        "simulated",
+        "seconds",
+        note="Time the clients' trainings would have taken with the scenario's speeds "
+        "and deadline.",
+    ),
 )
 """The main comparison, left to right."""
 
@@ -169,6 +178,7 @@ _BRIEF = {
     ("client_rounds", "ratio"),
     ("history_bytes", "cost"),
     ("wall_seconds", "cost"),
+    ("simulated_seconds", "cost"),
 }
 
 BRIEF = tuple(c for c in COLUMNS if (c.name, c.source) in _BRIEF)

@@ -8,14 +8,17 @@ from itertools import count
 from types import TracebackType
 from typing import Self, TypeVar, final
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from typing_extensions import override
 
+from fedunlearn.client import read_work
 from fedunlearn.errors import ConfigError, RunError
 from fedunlearn.flower_compat import NODE_UNAVAILABLE, claim_identity, with_id
+from fedunlearn.history import ClientId
+from fedunlearn.training import LocalWork
 from simulations.engine.cluster import Cluster
 from simulations.engine.lockstep import Lockstep, in_lockstep
 from simulations.engine.orders import shared_order
@@ -25,6 +28,8 @@ from simulations.engine.worker import Answer, Backend, ClientWorker, Job
 from strategies.cohort_replies import CohortReplies
 
 T = TypeVar("T")
+Answering = Callable[[LocalWork, tuple[ClientId, ...]], Sequence[bool]]
+"""Given an order and who gets it, tells who answers."""
 _THIS_MACHINE = Cluster()
 
 
@@ -46,6 +51,8 @@ class SimulationGrid(Grid):
         cluster: Where those actors run.
         cohorts: How orders to train are carried out when all nodes get the same one:
             by a kernel, as one, instead of by ``client_app``. It must be the same task.
+        answering: Tells who of those that are ordered to train answers; the others are
+            silent. None lets everybody answer.
 
     Raises:
         ConfigError: If there is no client or a negative number of workers.
@@ -59,6 +66,7 @@ class SimulationGrid(Grid):
         workers: int = 0,
         cluster: Cluster = _THIS_MACHINE,
         cohorts: CohortSpec | None = None,
+        answering: Answering | None = None,
     ) -> None:
         if num_clients < 1:
             raise ConfigError(f"a grid needs at least one client, got {num_clients}")
@@ -70,6 +78,7 @@ class SimulationGrid(Grid):
         self._workers = workers
         self._cluster = cluster
         self._cohorts = cohorts
+        self._answering = answering
         self._open = ExitStack()
         self._backend: Backend | None = None
         self._states: dict[int, RecordDict] = {}
@@ -122,7 +131,10 @@ class SimulationGrid(Grid):
     def _twin(self, backend: Backend) -> "SimulationGrid":
         """Return a grid of the same clients on a backend that is open already."""
         twin = SimulationGrid(
-            self._app, num_clients=self._num_clients, cohorts=self._cohorts
+            self._app,
+            num_clients=self._num_clients,
+            cohorts=self._cohorts,
+            answering=self._answering,
         )
         twin._backend = backend
         return twin
@@ -178,15 +190,24 @@ class SimulationGrid(Grid):
     ) -> Iterable[Message]:
         """Run the messages' clients; replies come in the order of the messages.
 
-        A simulated client always answers, so ``timeout`` has no effect.
+        ``timeout`` has no effect: who does not answer does so at once.
         """
-        orders = list(messages)
+        orders = self._heard(list(messages))
         if self._cohorts is not None and self._backend is not None:
             order = shared_order(orders, self._cohorts.layout, self._num_clients)
             if order is not None:
                 (result,) = self._backend.train([order])
                 return CohortReplies(orders, self._cohorts.layout, result)
         return list(self._exchange(orders).values())
+
+    def _heard(self, messages: list[Message]) -> list[Message]:
+        """Return the messages that will be answered."""
+        train = [m.metadata.message_type == MessageType.TRAIN for m in messages]
+        if self._answering is None or not messages or not all(train):
+            return messages
+        clients = tuple(m.metadata.dst_node_id - 1 for m in messages)
+        answers = self._answering(read_work(messages[0].content), clients)
+        return [m for m, there in zip(messages, answers, strict=True) if there]
 
     def _exchange(self, messages: list[Message]) -> dict[str, Message]:
         """Return message id -> reply, in the order of the messages."""
