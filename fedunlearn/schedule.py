@@ -3,6 +3,8 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import numpy as np
+
 from fedunlearn.history import ClientId
 from fedunlearn.rng import derive
 
@@ -36,5 +38,6 @@ class TrainingSchedule:
         if self.clients_per_round is None or len(ordered) <= self.clients_per_round:
             return tuple(ordered)
         lots = derive(self.seed, "cohort", round_index).random(ordered[-1] + 1)
-        chosen = sorted(ordered, key=lambda c: (lots[c], c))[: self.clients_per_round]
-        return tuple(sorted(chosen))
+        ids = np.array(ordered)
+        smallest = np.argsort(lots[ids], kind="stable")[: self.clients_per_round]
+        return tuple(np.sort(ids[smallest]).tolist())

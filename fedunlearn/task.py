@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fedunlearn.data import ClientData
+from fedunlearn.data import ClientData, LazyClients
 from fedunlearn.history import ClientId, Counts
 from fedunlearn.models import ModelSpec
 from fedunlearn.models.state import arrays_of, initial_vector, load, tensor_view
@@ -55,6 +55,8 @@ class LocalTask:
 
     def num_examples(self, client: ClientId) -> int:
         """Return how many examples a client trains on."""
+        if isinstance(self.clients, LazyClients):
+            return self.clients.sizes[client]
         return len(self.clients[client].y)
 
     def samples(self, clients: Sequence[ClientId], work: LocalWork) -> Counts:

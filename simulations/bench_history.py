@@ -21,6 +21,7 @@ from fedunlearn.report import RETRAIN, TRAINED
 from fedunlearn.rng import derive
 from simulations.bench_rows import Cell, Key, RowFile, SweepRow, gaps
 from simulations.comparison import Row
+from simulations.engine import identify
 from simulations.evaluate import Evaluator
 from simulations.events import Listener, tell
 from simulations.prepare import open_grid, prepare
@@ -64,7 +65,9 @@ def sweep(
     rows: list[SweepRow] = []
     with folder.locked(), open_grid(prepared) as grid:
         done = RowFile(out / "rows.jsonl")
-        runs = Runs(prepared, Evaluator(prepared), grid, Directory(), listeners, folder)
+        runs = Runs(
+            prepared, Evaluator(prepared), grid, Directory(identify), listeners, folder
+        )
         for seed in seeds:
             with runs.history(seed) as history:
                 bench = Bench.of(runs, done, runs.train(seed, history), folder)

@@ -12,6 +12,7 @@ from fedunlearn.errors import ConfigError
 from fedunlearn.method import UnlearningMethod
 from fedunlearn.report import RETRAIN, TRAINED
 from simulations.comparison import Comparison, HistoryStats, Row
+from simulations.engine import identify
 from simulations.evaluate import Evaluator
 from simulations.events import Listener, tell
 from simulations.prepare import Prepared, open_grid, prepare
@@ -94,7 +95,7 @@ def _compared(
         kernel=scenario.engine.kernel,
     )
     number = len(prepared.task.clients)
-    evaluator, directory = Evaluator(prepared), Directory()
+    evaluator, directory = Evaluator(prepared), Directory(identify)
 
     def run(seed: int, grid: Grid) -> SeedResult:
         runs = Runs(prepared, evaluator, grid, directory, listeners, folder)

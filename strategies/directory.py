@@ -7,6 +7,7 @@ claims.
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -60,20 +61,25 @@ class Directory:
 
     identify: Identify = ask_nodes
     _clients: dict[int, ClientId] = field(default_factory=dict)
+    _present: frozenset[int] = frozenset()
+    _there: Mapping[ClientId, int] = field(default_factory=dict)
 
-    def refresh(self, grid: Grid) -> dict[ClientId, int]:
-        """Return client id -> node id for the nodes that are there now.
+    def refresh(self, grid: Grid) -> Mapping[ClientId, int]:
+        """Return client id -> node id for the nodes that are there now, by client id.
 
         Raises:
             RunError: If two of them claim the same partition id.
         """
-        present = set(grid.get_node_ids())
+        present = frozenset(grid.get_node_ids())
+        if present == self._present:
+            return self._there
         if new := sorted(present - self._clients.keys()):
             self._clients.update(self.identify(grid, new))
         pairs = sorted((self._clients[n], n) for n in present if n in self._clients)
         if len(there := dict(pairs)) < len(pairs):
             raise RunError("two nodes claim the same partition id")
-        return there
+        self._present, self._there = present, MappingProxyType(there)
+        return self._there
 
     def client_of(self, node: int) -> ClientId | None:
         """Return the client behind a node, or None for a stranger."""

@@ -8,6 +8,7 @@ from fedunlearn.data.fashion_mnist import FashionMnist
 from fedunlearn.data.federation import ClientData, Federation, federate
 from fedunlearn.data.fetch import fetch
 from fedunlearn.data.heart import Heart
+from fedunlearn.data.lazy import LazyClients
 from fedunlearn.data.npz import Npz
 from fedunlearn.data.partition import Iid, Natural, Partitioner, clients_of
 from fedunlearn.data.shards import Shards
@@ -44,6 +45,7 @@ __all__ = [
     "Federation",
     "Heart",
     "Iid",
+    "LazyClients",
     "Natural",
     "Npz",
     "Partitioner",

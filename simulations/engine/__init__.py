@@ -1,5 +1,5 @@
 """Flower grids that run client apps here: in this process or on Ray actors."""
 
-from simulations.engine.grid import SimulationGrid
+from simulations.engine.grid import SimulationGrid, identify
 
-__all__ = ["SimulationGrid"]
+__all__ = ["SimulationGrid", "identify"]
