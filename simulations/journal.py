@@ -7,10 +7,11 @@ same bits, and the rest are asked for real. No method has to know.
 
 import shutil
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 
@@ -26,23 +27,54 @@ from fedunlearn.method import RemainingClients
 from fedunlearn.params import Layout, Vector
 from fedunlearn.updates import Updates
 
+PATIENCE = 5.0
+"""Seconds of training that a method may lose when it is killed."""
+_MOST_HELD = 64 << 20
+"""Bytes of answers in memory from which they are written all the same."""
+
 
 @dataclass(slots=True)
 class JournaledClients:
     """Remaining clients whose answers are kept.
 
+    What took little time to answer is only written down once it has added up: a method
+    that is done in a second leaves nothing on disk.
+
     Attributes:
         inner: The clients.
-        journal: Call n is its round n; its updates are the clients' models after
-            training, not the differences, so that no bit is lost.
+        folder: Where the answers are kept. Call n is round n of a history; its updates
+            are the clients' models after training, not the differences, so that no bit
+            is lost.
+        layout: Names and shapes of the model.
+        patience: Seconds of training after which answers are written.
         calls: Questions asked so far.
         saved_seconds: What the replayed answers took when they were given.
     """
 
     inner: RemainingClients
-    journal: DiskHistory
+    folder: Path
+    layout: Layout
+    patience: float = field(default_factory=lambda: PATIENCE)
     calls: int = 0
     saved_seconds: float = 0.0
+    _journal: DiskHistory | None = None
+    _held: list[RoundRecord] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        """Open what an earlier run has left."""
+        if self.folder.exists():
+            self._journal = self._opened()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the journal."""
+        if self._journal is not None:
+            self._journal.close()
 
     @property
     def ids(self) -> frozenset[ClientId]:
@@ -57,13 +89,19 @@ class JournaledClients:
         round_index: int,
         epochs: float | None = None,
     ) -> Updates:
-        """Answer from the journal, or train through ``inner`` and write it down."""
+        """Answer from the journal, or train through ``inner`` and keep the answer."""
         self.calls += 1
         asked = tuple(sorted(ids))
-        if self.calls in self.journal.rounds:
-            return self._replayed(model, asked)
+        if self._journal is not None and self.calls in self._journal.rounds:
+            return self._replayed(self._journal.round(self.calls), model, asked)
         start = time.perf_counter()
         updates = self.inner.train(model, ids, round_index=round_index, epochs=epochs)
+        self._keep(updates, asked, time.perf_counter() - start)
+        return updates
+
+    def _keep(
+        self, updates: Updates, asked: tuple[ClientId, ...], seconds: float
+    ) -> None:
         record = RoundRecord(
             index=self.calls,
             clients=updates.clients,
@@ -71,18 +109,27 @@ class JournaledClients:
             num_steps=updates.num_steps,
             num_samples=updates.num_samples,
             asked=asked,
-            seconds=time.perf_counter() - start,
+            seconds=seconds,
             arrays=ArraysInMemory(updates.before, updates.after),
         )
-        self.journal.append_round(record)
-        return updates
+        self._held.append(record)
+        held = sum(r.updates.nbytes for r in self._held)
+        if sum(r.seconds for r in self._held) >= self.patience or held >= _MOST_HELD:
+            self._journal = self._journal or self._opened()
+            for record in self._held:
+                self._journal.append_round(record)
+            self._held.clear()
 
-    def _replayed(self, model: Vector, asked: tuple[ClientId, ...]) -> Updates:
-        record = self.journal.round(self.calls)
+    def _opened(self) -> DiskHistory:
+        return DiskHistory.create(self.folder, self.layout, exist_ok=True)
+
+    def _replayed(
+        self, record: RoundRecord, model: Vector, asked: tuple[ClientId, ...]
+    ) -> Updates:
         before = np.asarray(record.broadcast)
         if asked != record.asked or before.tobytes() != model.tobytes():
             raise HistoryError(
-                f"question {self.calls} differs from the one in {self.journal.folder}: "
+                f"question {self.calls} differs from the one in {self.folder}: "
                 "the method or its data changed since"
             )
         self.saved_seconds += record.seconds
@@ -94,13 +141,6 @@ class JournaledClients:
             num_steps=record.num_steps,
             num_samples=record.num_samples,
         )
-
-
-@contextmanager
-def open_journal(folder: Path, layout: Layout) -> Iterator[DiskHistory]:
-    """Open a journal, or begin one."""
-    with DiskHistory.create(folder, layout, exist_ok=True) as journal:
-        yield journal
 
 
 def close_journal(folder: Path) -> None:

@@ -25,7 +25,7 @@ from fedunlearn.updates import Updates
 from simulations.comparison import Row
 from simulations.evaluate import Evaluator
 from simulations.events import Listener, tell
-from simulations.journal import JournaledClients, close_journal, open_journal
+from simulations.journal import JournaledClients, close_journal
 from simulations.prepare import Prepared
 from simulations.run_folder import RunFolder
 from simulations.train import Curve, Trained, clock_of, quiet_flower, train
@@ -186,9 +186,8 @@ class Runs:
         if self.folder is None:
             yield clients, lambda: 0.0
             return
-        path = self.folder.journal(seed, label)
-        with open_journal(path, self.prepared.task.layout) as journal:
-            kept = JournaledClients(clients, journal)
+        path, layout = self.folder.journal(seed, label), self.prepared.task.layout
+        with JournaledClients(clients, path, layout) as kept:
             yield kept, lambda: kept.saved_seconds
 
     def _row(

@@ -71,14 +71,16 @@ class Directory:
             RunError: If two of them claim the same partition id.
         """
         present = frozenset(grid.get_node_ids())
-        if present == self._present:
+        if present and present == self._present:
             return self._there
         if new := sorted(present - self._clients.keys()):
             self._clients.update(self.identify(grid, new))
         pairs = sorted((self._clients[n], n) for n in present if n in self._clients)
         if len(there := dict(pairs)) < len(pairs):
             raise RunError("two nodes claim the same partition id")
-        self._present, self._there = present, MappingProxyType(there)
+        # Who could not be identified is asked again.
+        self._present = present if len(there) == len(present) else frozenset()
+        self._there = MappingProxyType(there)
         return self._there
 
     def client_of(self, node: int) -> ClientId | None:

@@ -15,7 +15,8 @@ from fedunlearn.history import DiskHistory, InMemoryHistory
 from fedunlearn.params import Layout
 from fedunlearn.updates import Updates
 from simulations import compare, load_scenario
-from simulations.journal import JournaledClients, close_journal, open_journal
+from simulations.journal import JournaledClients, close_journal
+from simulations.prepare import prepare
 from simulations.run_folder import RunFolder
 from tests.history_helpers import history_digest
 
@@ -139,7 +140,7 @@ def test_a_new_run_into_a_used_folder_is_pointed_to_resume(tiny, tmp_path):
 
 def test_two_runs_cannot_share_a_folder(tiny, tmp_path):
     scenario = load_scenario(tiny)
-    folder = RunFolder.create(tmp_path / "run", scenario)
+    folder = RunFolder.create(tmp_path / "run", prepare(scenario).scenario)
     with folder.locked(), pytest.raises(HistoryError, match=f"process {os.getpid()}"):
         compare(scenario, out=tmp_path / "run", resume=True)
 
@@ -189,8 +190,7 @@ class Counting:
 
 
 def ask(folder, inner, models):
-    with open_journal(folder, LAYOUT) as journal:
-        clients = JournaledClients(inner, journal)
+    with JournaledClients(inner, folder, LAYOUT, patience=0) as clients:
         return [
             clients.train(model, {2, 1}, round_index=i, epochs=0.5)
             for i, model in enumerate(models, 1)

@@ -61,7 +61,7 @@ class TextTable:
 def tabulate(
     results: Mapping[str, Any], columns: Sequence[Column] = COLUMNS
 ) -> TextTable:
-    """Return the table of ``columns``; a metric that no row has is left out.
+    """Return the table of ``columns``; what no row was measured for is left out.
 
     Raises:
         DataError: If the results are of another schema or contradict themselves.
@@ -71,7 +71,7 @@ def tabulate(
     heads, texts = [], []
     for column in columns:
         found = _column(column, rows, summaries)
-        if column.source == "metrics" and not any(found):
+        if column.source in ("metrics", "cost") and not any(found):
             continue
         style = style_of(column, found)
         heads.append(Head(column.group, column.title, style.unit, column.note))
