@@ -28,11 +28,8 @@ fed_eraser@kept: {interval: 1, select: kept}
 subtract@recover: {recovery_rounds: 1}
 """
 """The scenario of ``--smoke``: says nothing about the methods, runs in seconds."""
-
-
-@bench.callback()
-def _group() -> None:
-    """Keep ``history`` a command of its own name, although it is the only one."""
+SMOKE_SCALE = 0.04
+"""Fraction of a workload's clients with ``--smoke``."""
 
 
 @bench.command("history")
@@ -98,6 +95,57 @@ def bench_history(  # noqa: PLR0913, PLR0917 - one argument an option
             echo_json(results)
         else:
             _show(folder, results)
+
+
+@bench.command("engine")
+def bench_engine(
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="W1: MLP, W2: LeNet-5, W3: tiny clients, W4: seeds in lockstep; "
+            "repeat it for several, all if not given.",
+        ),
+    ] = None,
+    against: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Contestants, by commas: flower, pfl, eager, floor.",
+        ),
+    ] = "flower,pfl,eager,floor",
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Timed rounds of each contestant.")
+    ] = 7,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="A few clients and one round, in seconds.")
+    ] = False,
+    format: FormatOption = Format.text,  # noqa: A002 - the option's name is fixed
+    debug: Debug = False,
+) -> None:
+    """Race this engine against others on the same federation, round by round.
+
+    All contestants run in processes of their own and take turns; they must come to the
+    same model. Medians and ratios count strategy, messages and aggregation too.
+    """
+    with errors(debug):
+        from simulations.bench_engine import NAMES, measure, table
+        from simulations.console import print_table
+
+        found = []
+        for name in workload or NAMES:
+            results = measure(
+                name,
+                [part for part in against.split(",") if part],
+                rounds=1 if smoke else rounds,
+                scale=SMOKE_SCALE if smoke else 1.0,
+                tell=lambda line: typer.echo(line, err=True),
+            )
+            found.append(results)
+            if format is Format.text:
+                print_table(*table(results))
+        if format is Format.json:
+            echo_json(found[0] if len(found) == 1 else found)
 
 
 def _split(

@@ -107,6 +107,11 @@ class SimulationGrid(Grid):
         self._backend = None
         self._open.close()
 
+    @property
+    def kernel_seconds(self) -> float | None:
+        """Time spent in the kernel so far, or None where nobody can tell."""
+        return None if self._backend is None else self._backend.kernel_seconds
+
     def in_lockstep(
         self, width: int, runs: Sequence[Callable[["SimulationGrid"], T]]
     ) -> list[T]:

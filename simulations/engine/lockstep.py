@@ -113,6 +113,11 @@ class Member:
         """Run what is no training."""
         return self._lockstep.run(jobs, contents)
 
+    @property
+    def kernel_seconds(self) -> None:
+        """Everybody's, so no one's."""
+        return None
+
     def train(self, orders: Sequence[Order]) -> list[CohortResult]:
         """Train together with the others."""
         return self._lockstep.train(orders)

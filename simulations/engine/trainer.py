@@ -1,5 +1,6 @@
 """Trains orders of any number of runs in one pass of one kernel."""
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from simulations.engine.orders import Order
 
 _PARTS_PER_THREAD = 4
 """Parts a cohort is cut into for each thread: more balance better, fewer cost less."""
-
+_WORTH_A_PART = 5_000_000
+"""Examples times weights that are worth a part of their own."""
 _WORTH_A_THREAD = 50_000_000
-"""Examples times weights from which a second thread pays where clients share calls."""
+"""The same where clients share calls: fewer clients a call cost more each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +64,16 @@ class Trainer:
         task: What is trained.
         kernel: Trains it.
         threads: How many.
+
+    Attributes:
+        kernel_seconds: Time spent in the kernel so far.
     """
 
     def __init__(self, task: LocalTask, kernel: Kernel, threads: int) -> None:
         self._task = task
         self._kernel = kernel
         self._threads = threads if kernel.parallel else 1
+        self.kernel_seconds = 0.0
         self._pool = ThreadPoolExecutor(
             self._threads,
             "fedunlearn-kernel",
@@ -79,7 +85,9 @@ class Trainer:
         """Carry out orders; a result for each, a client a row in the order's order."""
         cohort = cohort_of(self._task, orders)
         models = np.empty((len(cohort), cohort.starts.shape[1]), np.float32)
+        start = time.perf_counter()
         losses = self._run(cohort, models)
+        self.kernel_seconds += time.perf_counter() - start
         batches, at = cohort.batches, 0
         examples = np.fromiter((len(data.y) for data in cohort.data), np.int64)
         results = []
@@ -117,10 +125,10 @@ class Trainer:
         return losses
 
     def _parts(self, cohort: Cohort) -> int:
-        if not self._kernel.stacks:
-            return _PARTS_PER_THREAD * self._threads
-        weights = len(cohort.batches.rows) * cohort.starts.shape[1]
-        return min(self._threads, 1 + int(weights) // _WORTH_A_THREAD)
+        work: int = len(cohort.batches.rows) * cohort.starts.shape[1]
+        if self._kernel.stacks:
+            return min(self._threads, 1 + work // _WORTH_A_THREAD)
+        return min(_PARTS_PER_THREAD * self._threads, 1 + work // _WORTH_A_PART)
 
 
 def cohort_of(task: LocalTask, orders: Sequence[Order]) -> Cohort:

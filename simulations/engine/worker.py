@@ -59,6 +59,11 @@ class Backend(Protocol):
         """Run all jobs; a client's failure is an answer with an error."""
         ...
 
+    @property
+    def kernel_seconds(self) -> float | None:
+        """Time spent in the kernel so far, or None where nobody can tell."""
+        ...
+
     def train(self, orders: Sequence[Order]) -> list[CohortResult]:
         """Train cohorts by the kernel; only if there is one."""
         ...
@@ -88,6 +93,11 @@ class ClientWorker:
     def run(self, jobs: Sequence[Job], contents: list[RecordDict]) -> list[Answer]:
         """Run the jobs in order."""
         return [self._answer(job, contents[job.content]) for job in jobs]
+
+    @property
+    def kernel_seconds(self) -> float | None:
+        """Time spent in the kernel so far, or None without one."""
+        return None if self._trainer is None else self._trainer.kernel_seconds
 
     def train(self, orders: Sequence[Order]) -> list[CohortResult]:
         """Train cohorts by the kernel."""

@@ -12,6 +12,7 @@ from torch import nn
 from fedunlearn.errors import ConfigError, UnknownNameError
 from fedunlearn.task import LocalTask
 from simulations.engine.kernels.batched import BatchedKernel
+from simulations.engine.kernels.compiled import CompiledKernel, available, supports
 from simulations.engine.kernels.fused import FusedKernel
 from simulations.engine.kernels.kernel import Kernel
 from simulations.engine.kernels.layers import Stack, stack_of
@@ -42,11 +43,19 @@ def make_kernel(name: str, task: LocalTask, device: str = "cpu") -> Kernel:
     return KERNELS[chosen](task, where)
 
 
-def choose(task: LocalTask, device: torch.device) -> str:
+def choose(task: LocalTask, device: torch.device, *, compiled: bool = True) -> str:
     """Return the fastest kernel for a task, by its model and size alone.
 
     Timings have no say in it: the same scenario would give other bits on a busy day.
+
+    Args:
+        task: What is trained.
+        device: Where.
+        compiled: Whether the compiled kernel comes into question.
     """
+    served = device.type == "cpu" and available() and supports(task) is None
+    if compiled and served:
+        return "compiled"
     module, size = task.module(), task.layout.size
     stack, small = stack_of(module, task.layout), size <= SMALL
     on_cpu = device.type == "cpu"
@@ -79,8 +88,15 @@ def _reference(task: LocalTask, device: torch.device) -> Kernel:
     return ReferenceKernel(task)
 
 
+def _compiled(task: LocalTask, device: torch.device) -> Kernel:
+    if device.type != "cpu":
+        raise ConfigError("engine.kernel=compiled works on engine.device=cpu only")
+    return CompiledKernel.of(task)
+
+
 KERNELS: Mapping[str, Callable[[LocalTask, torch.device], Kernel]] = {
     REFERENCE: _reference,
+    "compiled": _compiled,
     "fused": _fused,
     "batched": _batched,
     "vmap": _vmap,

@@ -1,0 +1,2 @@
+// Built with -mavx2 -mfma: see setup.py.
+#include "train.hpp"

@@ -1,0 +1,2 @@
+// Built with -mavx512f and others: see setup.py.
+#include "train.hpp"
