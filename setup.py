@@ -13,6 +13,7 @@ from setuptools import Extension, setup
 NATIVE = Path("simulations/engine/kernels/native")
 COMMON = [
     "-O3",
+    "-g0",
     "-std=c++17",
     "-Wall",
     "-Wextra",

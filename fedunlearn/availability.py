@@ -18,7 +18,8 @@ class Availability:
 
     Client ``k`` needs ``samples / (speed * exp(spread * z_k))`` seconds, ``z_k`` drawn
     once a run from a standard normal distribution. The server waits for the slowest,
-    or until the deadline; who is later does not count as having answered.
+    or until the deadline; who is later does not count as having answered. A round in
+    which nobody would answer has one who does, the likeliest: the server waits for it.
 
     Attributes:
         answers: Chance that an asked client answers at all, in (0, 1]; drawn anew in
@@ -68,9 +69,12 @@ class Availability:
             samples: Examples each would pass through its model, shape ``(K,)``.
         """
         lots = Streams(seed, "availability", round_index)
-        there = np.array([lots.of(c).random() for c in clients]) < self.answers
+        drawn = np.array([lots.of(c).random() for c in clients])
+        there = drawn < self.answers
         if self.deadline is not None:
             there &= self.seconds(seed, clients, samples) <= self.deadline
+        if not there.any():
+            there[drawn.argmin()] = True
         return there
 
     def seconds(

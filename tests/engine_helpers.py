@@ -11,6 +11,7 @@ from fedunlearn.models import LeNet5, Mlp, Softmax
 from fedunlearn.task import LocalTask
 from fedunlearn.training import LocalWork, Training, plan
 from simulations.engine.kernels import make_kernel
+from simulations.engine.kernels.native import usable
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ SERVES = {
     "fused": [*LINEAR, *CONVS],
     "batched": LINEAR,
     "vmap": [*LINEAR, "smooth"],
+    **({"compiled": [*LINEAR, *CONVS]} if usable() else {}),
 }
 """Kernel -> the models it is tested with: one line for one more kernel."""
 PAIRS = [(kernel, model) for kernel, models in SERVES.items() for model in models]
@@ -100,6 +102,7 @@ SOME = [
     ("batched", "deep mlp"),
     ("vmap", "mlp"),
     ("vmap", "smooth"),
+    *([("compiled", "deep mlp"), ("compiled", "lenet5, odd")] if usable() else []),
 ]
 """Pairs for what needs not be looked at with every model."""
 

@@ -744,7 +744,7 @@ def test_methods_replay_what_a_cohort_trained(rule):
     )
     cohorts = CohortSpec(task=task, kernel="batched")
     with SimulationGrid(small_app(task), num_clients=5, cohorts=cohorts) as grid:
-        strategy.start(
+        done = strategy.start(
             grid, to_arrays(task.initial_model(1), task.layout), num_rounds=1
         )
     record = history.round(1)

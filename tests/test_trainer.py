@@ -136,7 +136,7 @@ def test_closing_ends_the_threads():
     trainer.train(orders_of(task))
     assert set(threading.enumerate()) - before
     trainer.close()
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
 
 
 class Failing:

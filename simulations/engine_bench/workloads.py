@@ -124,8 +124,8 @@ WORKLOADS = {
             samples=300,
             shape=(1, 28, 28),
             model=LeNet5(),
-            # With 0.05 rounding alone, through max pooling and ReLU, parts two trainings
-            # by 2 % of their way in eight rounds: nobody could agree with anybody.
+            # With 0.05 rounding alone, through max pooling and ReLU, parts two
+            # trainings by 2 % of their way in eight rounds: nobody could agree.
             training=Training(epochs=1, batch_size=32, lr=0.02),
             means=smooth_means,
         ),

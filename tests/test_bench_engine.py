@@ -1,0 +1,79 @@
+"""``fedunlearn bench engine`` on a few clients; figures are in docs/performance.md."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from simulations.bench_engine import measure, table
+from simulations.cli import app
+from simulations.engine.kernels.compiled import available
+
+
+def bench(*arguments):
+    return CliRunner().invoke(app, ["bench", "engine", "--smoke", *arguments])
+
+
+@pytest.fixture(scope="module")
+def w3():
+    result = bench("--workload", "W3", "--against", "eager,floor", "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_the_results_have_the_form_of_the_docs(w3):
+    assert w3["workload"] == "W3"
+    assert set(w3["contestants"]) == {"ours", "ours_torch", "eager", "floor"}
+    for found in w3["contestants"].values():
+        assert found["runs"] == 1
+        assert 0 < found["median_s"] < found["first_round_s"]
+        assert 50 < found["peak_mb"] < 2000
+    medians = {name: c["median_s"] for name, c in w3["contestants"].items()}
+    assert w3["ratios"] == {"eager": medians["eager"] / medians["ours"]}
+    assert w3["torch_ratios"] == {"eager": medians["eager"] / medians["ours_torch"]}
+    assert w3["floor_fraction"] == medians["floor"] / medians["ours"]
+
+
+def test_a_kernel_takes_less_than_its_round(w3):
+    for name in ("ours", "ours_torch", "eager"):
+        found = w3["contestants"][name]
+        assert 0 < found["kernel_s"] <= found["median_s"]
+
+
+def test_all_have_computed_the_same(w3):
+    assert 0 < w3["agreement"] < 1e-4
+
+
+def test_a_person_gets_a_line_a_contestant(w3):
+    heads, rows = table(w3)
+    assert [row[0] for row in rows] == list(w3["contestants"])
+    assert all(len(row) == len(heads) for row in rows)
+    assert rows[0][3] == "1"
+
+
+def test_who_is_not_installed_is_named():
+    results = measure("W3", ["pfl"], rounds=1, scale=0.004)
+    assert "pip install" in results["missing"].get("pfl", "pip install")
+    assert ("pfl" in results["missing"]) != ("pfl" in results["contestants"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--workload", "W9"), "W1, W2, W3, W4"),
+        (("--workload", "W1", "--against", "flowers"), "flower"),
+    ],
+)
+def test_what_nobody_knows_is_refused_with_what_there_is(arguments, word):
+    result = bench(*arguments)
+    assert result.exit_code == 2
+    assert word in result.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(available() is None, reason="no compiler was there")
+def test_it_is_many_times_faster_than_flower_on_tiny_clients():
+    """A coarse guard: at full size it is hundreds of times (docs/performance.md)."""
+    results = measure("W3", ["flower"], rounds=2, scale=0.05)
+    assert results["ratios"]["flower"] > 10
+    assert results["agreement"] < 1e-4
