@@ -96,6 +96,8 @@ class Comparison:
         scenario: The resolved scenario, as plain values.
         rows: By seed, then method, ``trained`` and ``retrain`` first.
         history: Size of the recorded history.
+        noise_floor: What rounding alone makes of a training: a share of the way it
+            went; None if it was not measured.
         accuracy_by_round: Seed -> test accuracy after round 0, 1, ... of training.
         client_names: Names of the clients, by id.
         label_counts: Examples per client and class, shape ``(K, C)``.
@@ -105,6 +107,7 @@ class Comparison:
     scenario: Mapping[str, Any]
     rows: tuple[Row, ...]
     history: HistoryStats
+    noise_floor: float | None = None
     accuracy_by_round: Mapping[int, tuple[float, ...]]
     client_names: tuple[str, ...]
     label_counts: "npt.NDArray[np.int64]" = field(repr=False)
@@ -117,6 +120,7 @@ class Comparison:
             "scenario": dict(self.scenario),
             "rows": [row.as_dict() for row in self.rows],
             "history": asdict(self.history),
+            "noise_floor": self.noise_floor,
         }
 
     def summary(self) -> tuple[MethodSummary, ...]:

@@ -52,6 +52,11 @@ def show(comparison: Comparison, folder: Path) -> None:
     out = Console()
     if len(seeds) > 1:
         out.print(f"mean ± half of the 95 % interval over {len(seeds)} seeds")
+    if comparison.noise_floor is not None:
+        out.print(
+            f"noise  {comparison.noise_floor:.1e} of the way trained: what one bit of "
+            "the start makes"
+        )
     out.print(f"run    {folder}", soft_wrap=True, highlight=False, markup=False)
     out.print(
         f"report {folder / 'report.html'}",

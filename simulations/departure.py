@@ -15,6 +15,7 @@ from simulations.comparison import Comparison, HistoryStats, Row
 from simulations.engine import identify
 from simulations.evaluate import Evaluator
 from simulations.events import Listener, tell
+from simulations.noise import noise_floor
 from simulations.prepare import Prepared, open_grid, prepare
 from simulations.run_folder import RunFolder
 from simulations.runs import Runs
@@ -34,11 +35,13 @@ class SeedResult:
         rows: One a method.
         history: What was recorded.
         curve: Test accuracy after round 0, 1, ...
+        noise: Its numerical noise floor, if it was measured.
     """
 
     rows: tuple[Row, ...]
     history: HistoryStats
     curve: tuple[float, ...]
+    noise: float | None
 
 
 def compare(
@@ -102,7 +105,9 @@ def _compared(
         with runs.history(seed) as history:
             trained = runs.train(seed, history)
             rows = tuple(runs.rows(seed, trained, chosen))
-            return SeedResult(rows, _stats(trained), trained.accuracy_by_round)
+            noise = _noise(runs, trained) if seed == seeds[0] else None
+            curve = trained.accuracy_by_round
+            return SeedResult(rows, _stats(trained), curve, noise)
 
     with open_grid(prepared) as grid:
         calls = [partial(run, seed) for seed in seeds]
@@ -114,6 +119,7 @@ def _compared(
         scenario={**scenario.resolved, "clients": number},
         rows=tuple(row for result in results for row in result.rows),
         history=results[0].history,
+        noise_floor=results[0].noise,
         accuracy_by_round={
             seed: result.curve for seed, result in zip(seeds, results, strict=True)
         },
@@ -121,6 +127,19 @@ def _compared(
         label_counts=prepared.federation.label_counts(),
         forget=tuple(sorted(prepared.forget)),
     )
+
+
+def _noise(runs: Runs, trained: Trained) -> float | None:
+    """Return the noise floor, measured now or before the run was stopped."""
+    if not runs.prepared.scenario.engine.noise_floor:
+        return None
+    folder, seed = runs.folder, trained.schedule.seed
+    noise = None if folder is None else folder.noise(seed)
+    if noise is None:
+        noise = noise_floor(runs, trained)
+        if folder is not None:
+            folder.save_noise(seed, noise)
+    return noise
 
 
 def _chosen(methods: Mapping[str, UnlearningMethod]) -> dict[str, UnlearningMethod]:

@@ -118,6 +118,15 @@ class RunFolder:
         path = self._part("curve", seed)
         return list(read_json(path)) if path.exists() else []
 
+    def save_noise(self, seed: int, noise: float) -> None:
+        """Write the numerical noise floor."""
+        _write_json(self._part("noise", seed), noise)
+
+    def noise(self, seed: int) -> float | None:
+        """Return the numerical noise floor, or None if it was not measured yet."""
+        path = self._part("noise", seed)
+        return float(read_json(path)) if path.exists() else None
+
     def save_row(self, row: Row, layout: Layout, model: Vector) -> None:
         """Write a finished row; it is there only if its model is."""
         self.save_model(row.seed, row.method, model, layout)

@@ -27,6 +27,8 @@ class Engine:
         device: Where the kernel's tensors are: ``cpu``, ``cuda``, ``cuda:N``.
         lockstep: How many seeds advance together, their clients trained in one pass; no
             number depends on it.
+        noise_floor: Whether to train the first seed once more from a start that differs
+            by one bit, to tell how much of a difference is rounding.
         threads: Threads of a process; None takes all cores in this process, and one on
             each Ray actor.
         address: A Ray cluster to join; None starts Ray on this machine.
@@ -38,6 +40,7 @@ class Engine:
     kernel: str = "auto"
     device: str = "cpu"
     lockstep: int = 1
+    noise_floor: bool = True
     threads: int | None = None
     address: str | None = None
     cpus_per_worker: float = 1.0

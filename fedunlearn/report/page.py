@@ -111,7 +111,10 @@ def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     kept = float(results["history"]["bytes"])
     style = bytes_style(kept)
     text = f"{style.text(Estimate(kept, None, 1))} {style.unit}"
-    return [*facts, ("recorded history", text)]
+    facts.append(("recorded history", text))
+    if (noise := results.get("noise_floor")) is not None:
+        facts.append(("numerical noise floor", f"{noise:.1e} of the way trained"))
+    return facts
 
 
 def _fact(value: object) -> str:
