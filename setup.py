@@ -22,7 +22,6 @@ COMMON = [
     "-fno-trapping-math",  # but no -ffast-math: NaN stays NaN
     "-fno-exceptions",
     "-fno-rtti",
-    "-fno-strict-aliasing",
     "-fvisibility=hidden",
 ]
 X86 = {

@@ -1,6 +1,7 @@
 """Measures models on the scenario's data sets."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +11,7 @@ import torch
 
 from fedunlearn.data import ClientData
 from fedunlearn.models.state import load, tensor_view
-from fedunlearn.params import Vector
+from fedunlearn.params import Vector, sha256
 from fedunlearn.verify import (
     accuracy,
     cosine_distance,
@@ -19,9 +20,13 @@ from fedunlearn.verify import (
     mean_loss,
     success_rate,
 )
+from simulations.engine.threads import usable_cores
 from simulations.prepare import Prepared, trigger_value
 
-_BATCH = 2048
+_BATCH = 512
+"""Examples a forward pass: more do not fit the cache and take twice the time."""
+_MOST_REFERENCES = 64
+"""Retrained models whose scores are remembered: more seeds than advance together."""
 Examples = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 Metrics = dict[str, float | None]
 
@@ -57,13 +62,29 @@ class Evaluator:
 
     def logits(self, model: Vector, x: npt.NDArray[np.float32]) -> Vector:
         """Return the model's scores on ``x``, shape ``(n, C)``."""
-        task = self.prepared.task
-        module = task.module()
-        load(module, task.layout, model)
-        inputs = tensor_view(x)
-        with torch.no_grad():
-            parts = [module(part) for part in torch.split(inputs, _BATCH)]
-        return torch.cat(parts).numpy() if parts else np.zeros((0, 1), np.float32)
+        task, layout = self.prepared.task, self.prepared.task.layout
+
+        def score(part: torch.Tensor) -> torch.Tensor:
+            module = task.module()  # each thread has its own
+            load(module, layout, model)
+            with torch.no_grad():
+                scores: torch.Tensor = module(part)
+            return scores
+
+        if not len(x):
+            return np.zeros((0, 1), np.float32)
+        parts = torch.split(tensor_view(x), _BATCH)
+        found = map(score, parts) if len(parts) == 1 else self._pool.map(score, parts)
+        return torch.cat(list(found)).numpy()
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(
+            usable_cores(),
+            "fedunlearn-evaluate",
+            initializer=torch.set_num_threads,
+            initargs=(1,),
+        )
 
     def test_accuracy(self, model: Vector) -> float:
         """Return the accuracy on the test set."""
@@ -85,12 +106,25 @@ class Evaluator:
             out[f"{name}_loss"] = mean_loss(scores, y)
             if name == "test":
                 out["disagreement_with_retrain"] = disagreement(
-                    scores, self.logits(reference, x)
+                    scores, self._reference_scores(reference)
                 )
         out["l2_to_retrain"] = l2_distance(model, reference)
         out["cosine_to_retrain"] = cosine_distance(model, reference, origin)
         out["backdoor_success"] = self._backdoor_success(model)
         return out
+
+    def _reference_scores(self, reference: Vector) -> Vector:
+        """Return a retrained model's scores on the test set, computed once."""
+        key = sha256(reference)
+        if key not in self._references:
+            if len(self._references) > _MOST_REFERENCES:
+                self._references.clear()
+            self._references[key] = self.logits(reference, self.sets["test"][0])
+        return self._references[key]
+
+    @cached_property
+    def _references(self) -> dict[str, Vector]:
+        return {}
 
     def _backdoor_success(self, model: Vector) -> float | None:
         backdoor = self.prepared.scenario.backdoor
