@@ -94,8 +94,9 @@ def plan(
     lengths: list[npt.NDArray[np.int64]] = []
     for client, size in zip(clients, sizes, strict=True):
         steps, passes = _steps(size, training.batch_size, epochs)
-        rng = streams.of(client)
-        rows += [rng.permutation(size)[:used] for used in passes]
+        permutation = streams.of(client).permutation
+        for used in passes:
+            rows.append(permutation(size)[:used])
         lengths.append(steps)
     return Batches.of_lengths(rows, lengths)
 

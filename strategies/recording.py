@@ -85,10 +85,11 @@ class RecordingStrategy(Strategy):
         messages = list(
             self._inner.configure_train(server_round, arrays, config, shown)
         )
-        messages.sort(key=lambda m: self._client(m.metadata.dst_node_id))
         asked = self._asked(messages)
+        order = sorted(range(len(asked)), key=asked.__getitem__)
+        asked = tuple(asked[at] for at in order)
         self._sent = Broadcast.of(arrays, asked, self._sent)
-        return messages
+        return [messages[at] for at in order]
 
     @override
     def aggregate_train(
