@@ -108,6 +108,8 @@ def weighted_mean(rows: Sequence[Vector] | Matrix, weights: Sequence[float]) -> 
     total = float(sum(weights))
     if not len(rows) or not total > 0:
         raise ValueError("a weighted mean needs a row and a positive total weight")
+    if len(weights) != len(rows):
+        raise ValueError(f"{len(rows)} rows cannot have {len(weights)} weights")
     factors = np.array([weight / total for weight in weights], np.float32)
     out = np.empty(len(rows[0]), np.float32)
     for begin in range(0, len(out), _COLUMNS):
@@ -127,8 +129,10 @@ def _sum_of(rows: Sequence[Vector] | Matrix, factors: Vector, columns: slice) ->
         block = matrix[:, columns] * factors[begin : begin + most, None]
         if total is not None:
             block[0] += total
-        # Along the first axis NumPy adds row after row; one column it adds in pairs.
-        total = block.sum(axis=0) if width > 1 else block.cumsum(axis=0)[-1]
+        # Along the first axis NumPy adds row after row, one column it adds in pairs;
+        # and it starts from 0.0, which would make a sum of -0.0 lose its sign.
+        alone = width == 1
+        total = block.cumsum(axis=0)[-1] if alone else block.sum(axis=0, initial=-0.0)
     assert total is not None  # noqa: S101 - there is a row
     return total
 

@@ -58,10 +58,15 @@ class Streams:
 
 
 def _sequence(seed: int, purpose: str, keys: tuple[int, ...]) -> np.random.SeedSequence:
+    check_stream(seed, keys)
+    words = (seed & 0xFFFFFFFF, seed >> 32, zlib.crc32(purpose.encode()), *keys)
+    return np.random.SeedSequence(words)
+
+
+def check_stream(seed: int, keys: tuple[int, ...]) -> None:
+    """Raise ValueError if a seed or a key lies outside its range."""
     if not 0 <= seed < SEED_LIMIT:
         raise ValueError(f"seed {seed} does not lie in [0, 2**63)")
     if any(not 0 <= key < _WORD for key in keys):
         # A larger key is read as two words and would name another stream's numbers.
         raise ValueError(f"keys {keys} do not lie in [0, 2**32)")
-    words = (seed & 0xFFFFFFFF, seed >> 32, zlib.crc32(purpose.encode()), *keys)
-    return np.random.SeedSequence(words)

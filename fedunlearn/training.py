@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 
 import numpy as np
 import numpy.typing as npt
 
 from fedunlearn.cohort import Batches
 from fedunlearn.history import ClientId
-from fedunlearn.rng import Streams
+from fedunlearn.rng import Streams, check_stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +57,22 @@ class LocalWork:
             order.
         epochs: Local epochs; None takes the task's own.
         proximal_mu: Weight of FedProx's term, ``mu/2 ||w - w_global||^2``.
+
+    Raises:
+        ValueError: If a number lies outside its range.
     """
 
     seed: int
     round_index: int
     epochs: float | None = None
     proximal_mu: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        check_stream(self.seed, (self.round_index,))
+        for name, value in (("epochs", self.epochs), ("proximal_mu", self.proximal_mu)):
+            if value is not None and not 0 <= value < inf:
+                raise ValueError(f"{name} must be finite and not negative, got {value}")
 
 
 def batch_order(
@@ -95,8 +106,7 @@ def plan(
     for client, size in zip(clients, sizes, strict=True):
         steps, passes = _steps(size, training.batch_size, epochs)
         permutation = streams.of(client).permutation
-        for used in passes:
-            rows.append(permutation(size)[:used])
+        rows += [permutation(size)[:used] for used in passes]
         lengths.append(steps)
     return Batches.of_lengths(rows, lengths)
 

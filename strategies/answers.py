@@ -56,7 +56,7 @@ def read_answers(
     if isinstance(replies, CohortReplies) and weight_key == WEIGHT_KEY:
         # Nobody asked a stranger: -1 is no client.
         clients = tuple(-1 if (c := client_of(n)) is None else c for n in replies.nodes)
-        plain = sent.arrays.keys() == set(sent.layout.names)
+        plain = _plain(sent) and replies.layout == sent.layout
         if plain and _in_order(clients, sent.asked) and replies.result.faultless:
             return _of_cohort(replies, sent, clients)
     good, aside = sort_replies(replies, sent, client_of, weight_key)
@@ -66,6 +66,14 @@ def read_answers(
         mean_loss(good),
         # Copies: FedMedian and FedTrimmedAvg empty the replies they aggregate.
         lambda _: [with_own_records(reply.message) for reply in good],
+    )
+
+
+def _plain(sent: Broadcast) -> bool:
+    """Tell whether the float32 arrays of the layout are all that may come back."""
+    return sent.arrays.keys() == set(sent.layout.names) and all(
+        "float32" in (array.dtype, sent.dtypes.get(name))
+        for name, array in sent.arrays.items()
     )
 
 

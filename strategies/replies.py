@@ -132,14 +132,14 @@ def as_updates(replies: list[Reply], sent: Broadcast) -> Updates:
 def mean_loss(replies: list[Reply]) -> float | None:
     """Return the mean training loss, weighted by examples, or None if one is silent."""
     losses = [loss for reply in replies if (loss := _loss(reply)) is not None]
-    if not losses or len(losses) < len(replies):
+    if len(losses) < len(replies):
         return None
     return weighted_loss([reply.num_examples for reply in replies], losses)
 
 
 def weighted_loss(counts: Sequence[int], losses: Sequence[float]) -> float | None:
-    """Return the mean of losses, or None if one is not finite."""
-    if not all(map(isfinite, losses)):
+    """Return the mean of losses, or None if there is none or one is not finite."""
+    if not losses or not all(map(isfinite, losses)):
         return None
     total = sum(counts)
     pairs = zip(counts, losses, strict=True)

@@ -128,7 +128,7 @@ def shared_order(
         return None
     try:
         model, work = read_order(content, layout)
-    except ValueError:  # each client says what is wrong with it
+    except (ValueError, TypeError):  # each client says what is wrong with it
         return None
     return Order(model, tuple(node - 1 for node in nodes), work)
 
