@@ -162,5 +162,12 @@ def _resumed(event: Event) -> str:
     )
 
 
-_NOTES = {"set_aside": _refusal, "resume": _resumed}
+def _slower(event: Event) -> str:
+    return (
+        "the compiled kernel was not built, because there was no C++ compiler when "
+        f"fedunlearn was installed: training goes on with {event.facts['kernel']}"
+    )
+
+
+_NOTES = {"set_aside": _refusal, "resume": _resumed, "no_compiler": _slower}
 """Events that are told in a sentence."""

@@ -13,6 +13,8 @@ from fedunlearn.method import UnlearningMethod
 from fedunlearn.report import RETRAIN, TRAINED
 from simulations.comparison import Comparison, HistoryStats, Row
 from simulations.engine import identify
+from simulations.engine.kernels import AUTO
+from simulations.engine.kernels.compiled import available
 from simulations.evaluate import Evaluator
 from simulations.events import Listener, tell
 from simulations.noise import noise_floor
@@ -69,6 +71,8 @@ def compare(
     """
     chosen = _chosen(scenario.methods if methods is None else methods)
     prepared = prepare(scenario)
+    if scenario.engine.kernel == AUTO and available() is None:
+        tell(listeners, "no_compiler", kernel=prepared.scenario.engine.kernel)
     if out is None:
         return _compared(prepared, chosen, None, listeners)
     make = RunFolder.reopen if resume else RunFolder.create

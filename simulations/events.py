@@ -5,7 +5,17 @@ from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any, Literal
 
-Kind = Literal["run", "train", "round", "set_aside", "method", "tick", "done", "resume"]
+Kind = Literal[
+    "run",
+    "train",
+    "round",
+    "set_aside",
+    "method",
+    "tick",
+    "done",
+    "resume",
+    "no_compiler",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +26,8 @@ class Event:
         kind: ``run`` starts everything, ``train`` a seed, ``method`` a method;
             ``round`` ends a training round, ``tick`` a part of a phase, ``done`` a
             phase; ``set_aside`` names a refused reply; ``resume`` goes on with a run
-            and names packages that changed since it began.
+            and names packages that changed since it began; ``no_compiler`` says that
+            the compiled kernel was not built.
         facts: Plain values.
     """
 
