@@ -24,7 +24,8 @@ from simulations.engine_bench.contestant import (
 from simulations.engine_bench.serve import Entry
 from simulations.engine_bench.workloads import WORKLOADS
 
-OURS, TORCH, FLOOR = "ours", "ours_torch", "floor"
+OURS, TORCH, RAY, FLOOR = "ours", "ours_torch", "ours_torch_ray", "floor"
+"""Our kernel on threads; without a compiler on threads, and on Ray actors; no rival."""
 LOCKSTEP = "W4"
 AGREEMENT = 0.05
 """How far, relative to the way the first model went, final models may lie apart: a ReLU
@@ -85,6 +86,7 @@ def _commands(
     found = {
         OURS: ours(entry, "auto"),
         TORCH: ours(entry, _torch_kernel(entry)),
+        RAY: ours(entry, _torch_kernel(entry), workers=entry.cpus),
     }
     missing = {}
     for name in against:
@@ -131,7 +133,8 @@ def _results(
     spread: float,
 ) -> dict[str, Any]:
     medians = {name: median(m.seconds) for name, m in measured.items()}
-    rivals = [name for name in medians if name not in (OURS, TORCH, FLOOR)]
+    rivals = [name for name in medians if name not in (OURS, TORCH, RAY, FLOOR)]
+    torch = min(medians[TORCH], medians[RAY])
     floor = medians.get(FLOOR)
     return {
         "workload": workload,
@@ -147,9 +150,9 @@ def _results(
         },
         "missing": dict(missing),
         "ratios": {name: medians[name] / medians[OURS] for name in rivals},
-        "torch_ratios": {name: medians[name] / medians[TORCH] for name in rivals},
+        "torch_ratios": {name: medians[name] / torch for name in rivals},
         "floor_fraction": None if floor is None else floor / medians[OURS],
-        "torch_floor_fraction": None if floor is None else floor / medians[TORCH],
+        "torch_floor_fraction": None if floor is None else floor / torch,
         "agreement": spread,
     }
 

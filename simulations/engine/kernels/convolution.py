@@ -86,11 +86,14 @@ class ConvLayer:
         taps = (self.weight.t() @ slope.flatten(1)).view(
             -1, size, size, *slope.shape[1:]
         )
+        channels, _, wide, examples = kept.padded
+        # First the windows' columns, then their rows: ten sums instead of 25.
+        rows = slope.new_zeros(channels, size, slope.shape[1], wide, examples)
+        for j in range(size):
+            rows[:, :, :, j : j + slope.shape[2]] += taps[:, :, j]
         total = slope.new_zeros(kept.padded)
-        high, wide = slope.shape[1:3]
         for i in range(size):
-            for j in range(size):
-                total[:, i : i + high, j : j + wide] += taps[:, i, j]
+            total[:, i : i + slope.shape[1]] += rows[:, i]
         inner = slice(p, -p) if p else slice(None)
         return total[:, inner, inner]
 
