@@ -66,7 +66,7 @@ class Measured:
 
 def flower(entry: Entry) -> Command | str:
     """Flower's own simulation on Ray, an actor a processor."""
-    return _command(
+    return command_of(
         "run_flower",
         entry,
         env={
@@ -92,7 +92,7 @@ def pfl(entry: Entry, extra_path: str | None = None) -> Command | str:
     if extra_path is not None:
         env["PYTHONPATH"] = _joined(extra_path)
     return (
-        _command("run_pfl", entry, env=env)
+        command_of("run_pfl", entry, env=env)
         if _has_pfl(env)
         else (f"not installed: pip install '{PFL}'")
     )
@@ -100,12 +100,12 @@ def pfl(entry: Entry, extra_path: str | None = None) -> Command | str:
 
 def eager(entry: Entry) -> Command | str:
     """Torch in one process and one thread, client after client."""
-    return _command("run_eager", entry)
+    return command_of("run_eager", entry)
 
 
 def floor(entry: Entry) -> Command | str:
     """The seconds that the workload's matrix products alone need."""
-    return _command("run_floor", entry)
+    return command_of("run_floor", entry)
 
 
 CONTESTANTS: dict[str, Contestant] = {
@@ -250,9 +250,10 @@ def _seconds(answer: Mapping[str, Any], key: str) -> float:
     return float(value)
 
 
-def _command(
+def command_of(
     module: str, entry: Entry, env: Mapping[str, str] | None = None
 ) -> Command:
+    """Return how a module of this package is started as a child."""
     argv = (sys.executable, "-m", f"{__package__}.{module}", entry.as_json())
     return Command(argv=argv, env=env or {})
 
