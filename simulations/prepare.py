@@ -88,7 +88,12 @@ def _with_kernel(scenario: Scenario, task: LocalTask) -> Scenario:
     engine = scenario.engine
     device = find_device(engine.device)
     name = choose(task, device) if engine.kernel == AUTO else engine.kernel
-    make_kernel(name, task, engine.device)  # one that does not fit fails here
+    kernel = make_kernel(name, task, engine.device)  # one that does not fit fails here
+    if engine.workers and not kernel.independent:
+        raise ConfigError(
+            f"engine.kernel={name} rounds by who is trained beside whom: it needs "
+            "engine.workers=0"
+        )
     resolved = {**scenario.resolved, "engine": {**scenario.resolved["engine"]}}
     resolved["engine"]["kernel"] = name
     return replace(scenario, engine=replace(engine, kernel=name), resolved=resolved)

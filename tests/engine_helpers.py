@@ -95,6 +95,8 @@ SERVES = {
 }
 """Kernel -> the models it is tested with: one line for one more kernel."""
 PAIRS = [(kernel, model) for kernel, models in SERVES.items() for model in models]
+INDEPENDENT = [(kernel, model) for kernel, model in PAIRS if kernel != "vmap"]
+"""A product of stacked clients may round by where a client is in it."""
 SOME = [
     ("fused", "mlp"),
     ("fused", "lenet5, odd"),

@@ -20,6 +20,7 @@ from simulations.engine.kernels.layers import stack_of
 from simulations.engine.kernels.sgd import Descent
 from tests.engine_helpers import (
     CONVS,
+    INDEPENDENT,
     LINEAR,
     MODELS,
     PAIRS,
@@ -273,7 +274,7 @@ def alone(kernel, task, cohort):
 MANY = (13, 4, 20, 0, 6, 33, 6, 1, 21, 40)
 
 
-@pytest.mark.parametrize(("kernel", "model"), PAIRS)
+@pytest.mark.parametrize(("kernel", "model"), INDEPENDENT)
 def test_a_client_alone_gets_the_bits_it_gets_among_others(kernel, model):
     task = task_of(model, MANY, batch_size=16, **ALL)
     cohort = cohort_of_all(task, epochs=1.5, mu=0.3, starts=3)
@@ -322,7 +323,7 @@ def test_the_size_of_groups_changes_no_bit(kernel, model, monkeypatch):
         assert same_bits(trained(kernel, task, cohort), whole)
 
 
-@pytest.mark.parametrize("kernel", ["batched", "vmap"])
+@pytest.mark.parametrize("kernel", ["batched"])
 def test_products_of_any_shape_do_not_mix_clients(kernel):
     """Torch may choose another product for one client than for many."""
     rng = np.random.default_rng(5)
@@ -347,20 +348,21 @@ def poisoned(task, client, value):
 
 @pytest.mark.parametrize(("kernel", "model"), SOME)
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30], ids=str)
-def test_a_client_that_diverges_does_so_alone(kernel, model, value):
+@pytest.mark.parametrize("sick", [2, 3])  # 3, the longest, is the first of its group
+def test_a_client_that_diverges_does_so_alone(kernel, model, value, sick):
     task = task_of(model, (13, 4, 13, 20), lr=0.5)
     cohort = cohort_of_all(task, epochs=3, mu=0.1)
-    others = np.array([0, 1, 3])
+    others = np.setdiff1d(np.arange(4), sick)
     clean = trained(kernel, task, cohort.take(others))
     assert np.isfinite(clean[0]).all()
-    sick = replace(cohort, data=poisoned(task, 2, value))
-    models, losses = trained(kernel, task, sick)
-    expected, _ = trained("reference", task, sick)
+    cohort = replace(cohort, data=poisoned(task, sick, value))
+    models, losses = trained(kernel, task, cohort)
+    expected, _ = trained("reference", task, cohort)
     assert same_bits((models[others], losses[others]), clean)
-    assert np.isfinite(models[2]).all() == np.isfinite(expected[2]).all()
+    assert np.isfinite(models[sick]).all() == np.isfinite(expected[sick]).all()
     if value != 1e30:
-        assert not np.isfinite(models[2]).all()
-        assert not np.isfinite(losses[2])
+        assert not np.isfinite(models[sick]).all()
+        assert not np.isfinite(losses[sick])
 
 
 def shifted(array, offset):
@@ -442,7 +444,7 @@ def test_rows_of_a_larger_matrix_can_be_filled(kernel, model):
         (LeNet5(), (1, 16, 16), "fused"),
         (LeNet5(), (3, 28, 28), "fused"),
         (Cnn(channels=4), (1, 8, 8), "reference"),
-        (Layers(smooth), (4,), "vmap"),
+        (Layers(smooth), (4,), "reference"),
         (Layers(smooth), (2000,), "reference"),
     ],
 )

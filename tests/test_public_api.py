@@ -25,11 +25,18 @@ TABLES = {"method": METHODS, "data": DATASETS, "model": MODELS}
 SETTINGS = [(group, file) for group in TABLES for file in (CONFIGS / group).glob("*")]
 
 
+NO_MODULES = (
+    "simulations.engine.kernels.native._",  # libraries without a Python module in them
+    "simulations.engine_bench.pfl_engine",  # needs pfl, which is no dependency
+)
+
+
 def modules():
     for root in (fedunlearn, strategies, simulations):
         yield root.__name__
         for info in pkgutil.walk_packages(root.__path__, f"{root.__name__}."):
-            yield info.name
+            if not info.name.startswith(NO_MODULES):
+                yield info.name
 
 
 MODULES = sorted(modules())

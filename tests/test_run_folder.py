@@ -72,7 +72,9 @@ def test_the_folder_holds_the_files_of_a_run_and_no_others(run):
 
 
 def test_results_have_the_schema_of_the_issue(results):
-    assert list(results) == ["schema", "scenario", "rows", "history"]
+    parts = ["schema", "scenario", "rows", "history", "noise_floor"]
+    assert list(results) == parts
+    assert 0 <= results["noise_floor"] < 1
     assert results["schema"] == "fedunlearn-results/v1"
     assert set(results["history"]) == {"rounds", "clients", "bytes"}
     for row in results["rows"]:

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,14 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def orders_of(task, seeds=(1, 2, 3)):
+@pytest.fixture
+def every_thread_pays(monkeypatch):
+    """Small cohorts are one part otherwise."""
+    monkeypatch.setattr(trainer_module, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(trainer_module, "_WORTH_A_PART", 1)
+
+
+def orders_of(task):
     """Servers that want different things of different clients."""
     clients = range(len(task.clients))
     asked = [tuple(clients), tuple(clients)[::-2], (2,), (4, 0, 2, 3)]
@@ -71,8 +79,7 @@ def test_orders_together_give_what_each_gives_alone(kernel, model):
 
 @pytest.mark.parametrize(("kernel", "model"), KERNELS)
 @pytest.mark.parametrize("threads", [2, 3, 7])
-def test_threads_change_no_bit(kernel, model, threads, monkeypatch):
-    monkeypatch.setattr(trainer_module, "_WORTH_A_THREAD", 1)
+def test_threads_change_no_bit(kernel, model, threads, every_thread_pays):
     task = task_of(model, SIZES, momentum=0.5)
     orders = orders_of(task)
     expected = [all_of(r) for r in train(task, kernel, orders)]
@@ -105,7 +112,9 @@ def test_a_result_says_what_a_client_alone_would(kernel):
 
 
 @pytest.mark.parametrize("kernel", ["fused", "batched"])
-def test_a_second_training_leaves_the_first_ones_result_alone(kernel):
+def test_a_second_training_leaves_the_first_ones_result_alone(
+    kernel, every_thread_pays
+):
     task = task_of("mlp", SIZES)
     trainer = Trainer(task, make_kernel(kernel, task), 2)
     orders = orders_of(task)
@@ -129,7 +138,7 @@ def test_models_of_orders_are_not_written_to_and_may_be_read_only():
     assert [order.model.tobytes() for order in orders] == before
 
 
-def test_closing_ends_the_threads():
+def test_closing_ends_the_threads(every_thread_pays):
     before = set(threading.enumerate())
     task = task_of("mlp", SIZES)
     trainer = Trainer(task, make_kernel("fused", task), 3)
@@ -142,13 +151,13 @@ def test_closing_ends_the_threads():
 class Failing:
     """A kernel that cannot."""
 
-    name, parallel, stacks = "failing", True, False
+    name, parallel, stacks, independent = "failing", True, False, True
 
     def train(self, cohort, out):
         raise RuntimeError("no more memory")
 
 
-def test_an_error_of_the_kernel_reaches_whoever_asked():
+def test_an_error_of_the_kernel_reaches_whoever_asked(every_thread_pays):
     task = task_of("mlp", SIZES)
     trainer = Trainer(task, Failing(), 2)
     with pytest.raises(RuntimeError, match="no more memory"):
@@ -162,22 +171,29 @@ class Noting:
     name = "noting"
 
     def __init__(self, *, parallel, stacks):
-        self.parallel, self.stacks = parallel, stacks
+        self.parallel, self.stacks, self.independent = parallel, stacks, True
         self.seen = []
 
     def train(self, cohort, out):
         self.seen.append((len(cohort), threading.get_ident()))
+        time.sleep(0.002)  # long enough for another thread to take the next part
         out[:] = cohort.starts[cohort.start_of]
         return np.zeros(len(cohort))
 
 
-def test_a_kernel_that_is_not_parallel_has_one_thread():
+def test_a_kernel_that_is_not_parallel_has_one_thread(every_thread_pays):
     task = task_of("mlp", SIZES)
     kernel = Noting(parallel=False, stacks=False)
     trainer = Trainer(task, kernel, 4)
     trainer.train(orders_of(task))
     trainer.close()
+    assert len(kernel.seen) > 1
     assert len({thread for _, thread in kernel.seen}) == 1
+    kernel = Noting(parallel=True, stacks=False)
+    trainer = Trainer(task, kernel, 4)
+    trainer.train(orders_of(task))
+    trainer.close()
+    assert len({thread for _, thread in kernel.seen}) > 1
 
 
 def test_small_cohorts_of_a_stacking_kernel_are_one_part():

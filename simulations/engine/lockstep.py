@@ -7,7 +7,7 @@ The kernel's numbers do not depend on who else is in a call, so a run's do not e
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from threading import Condition
 from typing import TypeVar, final
 
@@ -57,6 +57,7 @@ class Lockstep:
     def run(self, jobs: Sequence[Job], contents: list[RecordDict]) -> list[Answer]:
         """Pass on what is no training, one run at a time."""
         with self._changed:
+            self._check()
             return self._backend.run(jobs, contents)
 
     def train(self, orders: Sequence[Order]) -> list[CohortResult]:
@@ -66,8 +67,7 @@ class Lockstep:
             self._waiting.append(question)
             self._changed.notify_all()
             while not question.answered:
-                if self._stopped:
-                    raise RunError("another run failed, or the runs were stopped")
+                self._check()
                 if len(self._waiting) == self._running:
                     self._answer_all()
                     self._changed.notify_all()
@@ -76,6 +76,10 @@ class Lockstep:
         if question.error is not None:
             raise question.error
         return question.results
+
+    def _check(self) -> None:
+        if self._stopped:
+            raise RunError("another run failed, or the runs were stopped")
 
     def _answer_all(self) -> None:
         """Train what everybody waits for; a failure is everybody's."""
@@ -141,6 +145,8 @@ def in_lockstep(
         Exception: What the first run that failed raised; the others end where they
             ask next.
     """
+    if not runs:
+        return []
     results: list[Future[T]] = [Future() for _ in runs]
     waiting = deque(zip(results, runs, strict=True))
     # All of them join before one starts: else the first would not wait for the others.
@@ -149,6 +155,9 @@ def in_lockstep(
         for member in members:
             pool.submit(_work_off, waiting, member)
         try:
+            done, _ = wait(results, return_when=FIRST_EXCEPTION)
+            for result in done:
+                result.result()  # raises if it is the one that failed
             return [result.result() for result in results]
         except BaseException:
             waiting.clear()

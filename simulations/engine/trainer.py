@@ -83,6 +83,11 @@ class Trainer:
 
     def train(self, orders: Sequence[Order]) -> list[CohortResult]:
         """Carry out orders; a result for each, a client a row in the order's order."""
+        if not self._kernel.independent:
+            return [self._train([order])[0] for order in orders]
+        return self._train(orders)
+
+    def _train(self, orders: Sequence[Order]) -> list[CohortResult]:
         cohort = cohort_of(self._task, orders)
         models = np.empty((len(cohort), cohort.starts.shape[1]), np.float32)
         start = time.perf_counter()
@@ -125,6 +130,8 @@ class Trainer:
         return losses
 
     def _parts(self, cohort: Cohort) -> int:
+        if not self._kernel.independent:
+            return 1
         work: int = len(cohort.batches.rows) * cohort.starts.shape[1]
         if self._kernel.stacks:
             return min(self._threads, 1 + work // _WORTH_A_THREAD)

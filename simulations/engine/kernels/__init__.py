@@ -22,6 +22,7 @@ from simulations.engine.kernels.vmap import VmapKernel
 SMALL = 10_000
 """Parameters up to which clients are stacked: larger ones stream from memory."""
 AUTO, REFERENCE = "auto", "reference"
+_DEVICES = ("cpu", "cuda")
 
 
 def make_kernel(name: str, task: LocalTask, device: str = "cpu") -> Kernel:
@@ -61,8 +62,7 @@ def choose(task: LocalTask, device: torch.device, *, compiled: bool = True) -> s
     on_cpu = device.type == "cpu"
     if stack is not None:
         return "batched" if not stack.convs and (small or not on_cpu) else "fused"
-    vectorised = small or not on_cpu
-    return "vmap" if vectorised and _fault_of_vmap(module) is None else REFERENCE
+    return REFERENCE if on_cpu or _fault_of_vmap(module) else "vmap"
 
 
 def _fused(task: LocalTask, device: torch.device) -> Kernel:
@@ -136,6 +136,8 @@ def find_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
+        if device.type not in _DEVICES:
+            raise ConfigError(f"engine.device={name} is none of {', '.join(_DEVICES)}")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -19,6 +19,11 @@ from simulations.engine.kernels.feed import Batch, Feed, groups, phases
 from simulations.engine.kernels.layers import Stack
 from simulations.engine.kernels.sgd import Descent
 
+_LANES = 16
+"""Numbers of a cache line: units are padded to a multiple."""
+_NO_CHANCE = -1e30
+"""Bias of a class that is padding: finite, so that 0 times its score is 0."""
+
 
 @dataclass(frozen=True, slots=True)
 class BatchedKernel:
@@ -36,6 +41,7 @@ class BatchedKernel:
     name: ClassVar[str] = "batched"
     parallel: ClassVar[bool] = True
     stacks: ClassVar[bool] = True
+    independent: ClassVar[bool] = True
 
     def train(self, cohort: Cohort, out: Matrix) -> npt.NDArray[np.float64]:
         """Train every client; see :class:`Kernel`."""
@@ -52,25 +58,52 @@ class BatchedKernel:
         steps = group.batches.steps
         starts = torch.from_numpy(group.starts[group.start_of]).to(self.device)
         weights = self._split(starts)
-        mu = torch.from_numpy(group.proximal_mu.astype(np.float32)).to(self.device)
+        mu = torch.from_numpy(group.proximal_mu).to(self.device)
         descent = Descent.of(weights, self.training, mu)
-        feed = Feed.of(group, width, self.stack.linears[-1].outputs, self.device)
+        feed = Feed.of(
+            group, width, self.stack.linears[-1].outputs, self.device, _LANES
+        )
         losses = torch.zeros(len(group), dtype=torch.float64, device=self.device)
         relus = [layer.relu for layer in self.stack.linears]
         for begin, end, active in phases(steps):
             net = Net.of(descent.first(active), relus)
             for step in range(begin, end):
                 losses[:active] += net.step(feed.batch(step, active))
-        models = torch.cat([w.flatten(1) for w in weights], 1).cpu().numpy()
+        models = self._joined(weights).cpu().numpy()
         return models, losses.cpu().numpy() / np.maximum(steps, 1)
 
     def _split(self, models: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return weights ``(A, outputs, inputs)`` and biases ``(A, outputs, 1)``."""
+        """Return weights ``(A, outputs, inputs)`` and biases ``(A, outputs, 1)``.
+
+        Units are padded to whole cache lines: a product may round in another way where
+        its factors begin elsewhere in one, so where a client is in the batch. Padding
+        has weights of 0 and gets no gradient; a class that is none has no chance.
+        """
         parts = list[torch.Tensor]()
         for layer in self.stack.linears:
-            weight = models[:, layer.weight].view(-1, layer.outputs, layer.inputs)
-            parts += [weight.contiguous(), models[:, layer.bias, None].contiguous()]
+            outputs, inputs = lanes(layer.outputs), lanes(layer.inputs)
+            weight = models.new_zeros(len(models), outputs, inputs)
+            bias = models.new_zeros(len(models), outputs, 1)
+            shape = (-1, layer.outputs, layer.inputs)
+            weight[:, : shape[1], : shape[2]] = models[:, layer.weight].view(shape)
+            bias[:, : shape[1], 0] = models[:, layer.bias]
+            parts += [weight, bias]
+        parts[-1][:, self.stack.linears[-1].outputs :] = _NO_CHANCE
         return tuple(parts)
+
+    def _joined(self, weights: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Return the models that :meth:`_split` split, shape ``(A, P)``."""
+        parts = list[torch.Tensor]()
+        pairs = zip(weights[::2], weights[1::2], strict=True)
+        for layer, (weight, bias) in zip(self.stack.linears, pairs, strict=True):
+            parts.append(weight[:, : layer.outputs, : layer.inputs].flatten(1))
+            parts.append(bias[:, : layer.outputs, 0])
+        return torch.cat(parts, 1)
+
+
+def lanes(units: int) -> int:
+    """Return the number of units with padding."""
+    return -(-units // _LANES) * _LANES
 
 
 @dataclass(frozen=True, slots=True)

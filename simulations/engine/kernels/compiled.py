@@ -38,6 +38,7 @@ class CompiledKernel:
     instructions: str
     parallel: ClassVar[bool] = True
     stacks: ClassVar[bool] = False
+    independent: ClassVar[bool] = True
 
     @classmethod
     def of(cls, task: LocalTask, instructions: str | None = None) -> "CompiledKernel":

@@ -35,7 +35,9 @@ def groups(
         row_bytes: Bytes of an example.
 
     Yields:
-        Positions in the cohort, and the width to which their batches are padded.
+        Positions in the cohort, and the width to which their batches are padded. The
+        first stands there twice where it would train alone for a while: torch rounds
+        the product of one client in another way than those of several.
     """
     steps = batches.steps
     largest = np.zeros(len(steps), np.int64)
@@ -47,7 +49,9 @@ def groups(
         members = members[np.argsort(-steps[members], kind="stable")]
         most = max(1, _GROUP_BYTES // (row_bytes * max(1, width)))
         for at in range(0, len(members), most):
-            yield members[at : at + most], width
+            group = members[at : at + most]
+            alone = len(group) == 1 or steps[group[1]] < steps[group[0]]
+            yield (np.insert(group, 0, group[0]) if alone else group), width
 
 
 def phases(steps: Indices) -> Iterator[tuple[int, int, int]]:
@@ -84,13 +88,27 @@ class Feed:
 
     @classmethod
     def of(
-        cls, group: Cohort, width: int, classes: int, device: torch.device
+        cls,
+        group: Cohort,
+        width: int,
+        classes: int,
+        device: torch.device,
+        lanes: int = 1,
     ) -> "Feed":
-        """Gather a group's data."""
+        """Gather a group's data.
+
+        Args:
+            group: Whose.
+            width: To which batches are padded.
+            classes: How many there are.
+            device: Where it goes.
+            lanes: Inputs and classes are padded to a multiple of it, with zeros.
+        """
         data, batches = group.data, group.batches
         inputs = prod(data[0].x.shape[1:])
+        x = np.zeros((sum(len(d.x) for d in data) + 1, _up(inputs, lanes)), np.float32)
         examples = [d.x.reshape(len(d.x), inputs) for d in data]
-        x = np.concatenate([*examples, np.zeros((1, inputs), np.float32)])
+        np.concatenate(examples, out=x[:-1, :inputs])
         y = np.concatenate([d.y for d in data])
         begin = np.cumsum([0, *(len(d.y) for d in data)])
         client, step, position = batches.place()
@@ -101,7 +119,7 @@ class Feed:
         share = np.repeat(1 / lengths, lengths)
         shares = np.zeros(shape, np.float32)
         shares[step, client, position] = share
-        targets = np.zeros((*shape, classes), np.float32)
+        targets = np.zeros((*shape, _up(classes, lanes)), np.float32)
         targets[step, client, position, y[seen]] = share
         parts = (torch.from_numpy(a).to(device) for a in (x, rows, targets, shares))
         return cls(*parts)
@@ -111,3 +129,7 @@ class Feed:
         rows = self.rows[step, :active]
         x = self.x.index_select(0, rows.reshape(-1)).view(*rows.shape, -1)
         return x, self.targets[step, :active], self.shares[step, :active]
+
+
+def _up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

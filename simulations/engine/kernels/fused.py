@@ -42,6 +42,7 @@ class FusedKernel:
     name: ClassVar[str] = "fused"
     parallel: ClassVar[bool] = True
     stacks: ClassVar[bool] = False
+    independent: ClassVar[bool] = True
 
     def train(self, cohort: Cohort, out: Matrix) -> npt.NDArray[np.float64]:
         """Train every client; see :class:`Kernel`."""

@@ -14,7 +14,8 @@ class Kernel(Protocol):
 
     Every kernel takes the same batches in the same order and equals ``reference`` up to
     the rounding of float32. A client's numbers depend on nothing but its own order: not
-    on who else is in the cohort, on its place in it or on the thread that calls.
+    on who else is in the cohort, on its place in it or on the thread that calls; one
+    that is not ``independent`` is always given the cohort of one server, whole.
     """
 
     @property
@@ -30,6 +31,11 @@ class Kernel(Protocol):
     @property
     def stacks(self) -> bool:
         """Whether clients share calls, so that few large parts are better than many."""
+        ...
+
+    @property
+    def independent(self) -> bool:
+        """Whether a client gets the same bits whoever is beside it."""
         ...
 
     def train(self, cohort: Cohort, out: Matrix) -> npt.NDArray[np.float64]:

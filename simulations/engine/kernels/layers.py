@@ -70,16 +70,22 @@ class Stack:
 
 
 def stack_of(module: nn.Module, layout: Layout) -> Stack | None:
-    """Return the layers of a plain stack, or None for any other module."""
-    if not isinstance(module, nn.Sequential):
+    """Return the layers of a plain stack, or None for any other module.
+
+    A subclass of one of torch's layers may do anything: it is no plain layer.
+    """
+    if type(module) is not nn.Sequential:
         return None
-    layers = deque(module.named_children())
+    # Not named_children: it passes over a layer that is used a second time.
+    layers: Layers = deque(zip(module._modules, module, strict=True))
+    if _shared(layers):
+        return None
     convs, linears = list[Conv](), list[Linear]()
-    while layers and isinstance(layer := layers[0][1], nn.Conv2d) and _plain(layer):
+    while layers and type(layer := layers[0][1]) is nn.Conv2d and _plain(layer):
         convs.append(_conv(layers.popleft()[0], layer, layers, layout))
     if not _taken(layers, _is_flatten):
         return None
-    while layers and isinstance(layer := layers[0][1], nn.Linear):
+    while layers and type(layer := layers[0][1]) is nn.Linear and _biased(layer):
         linears.append(_linear(layers.popleft()[0], layer, layers, layout))
     if layers or not linears or linears[-1].relu:
         return None
@@ -118,18 +124,30 @@ def _taken(layers: Layers, wanted: Callable[[nn.Module], bool]) -> bool:
 
 
 def _is_relu(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.ReLU)
+    return type(layer) is nn.ReLU
 
 
 def _is_flatten(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1)
+    return type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1)
 
 
 def _halves(layer: nn.Module) -> bool:
-    if not isinstance(layer, nn.MaxPool2d):
+    if type(layer) is not nn.MaxPool2d:
         return False
     window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
     return window == (2, 2, 0, 1) and not layer.ceil_mode
+
+
+def _shared(layers: Layers) -> bool:
+    """Tell whether a layer with weights is used twice."""
+    weighty = [
+        id(layer) for _, layer in layers if next(layer.parameters(), None) is not None
+    ]
+    return len(set(weighty)) < len(weighty)
+
+
+def _biased(layer: nn.Linear) -> bool:
+    return layer.bias is not None
 
 
 def _plain(layer: nn.Conv2d) -> bool:

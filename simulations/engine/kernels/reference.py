@@ -23,6 +23,7 @@ class ReferenceKernel:
     name: ClassVar[str] = "reference"
     parallel: ClassVar[bool] = False  # one module a process; autograd's calls are short
     stacks: ClassVar[bool] = False
+    independent: ClassVar[bool] = True
 
     def train(self, cohort: Cohort, out: Matrix) -> npt.NDArray[np.float64]:
         """Train every client; see :class:`Kernel`."""

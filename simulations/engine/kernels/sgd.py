@@ -21,7 +21,7 @@ class Descent:
         start: What FedProx's term pulls towards; empty without one.
         buffers: Momentum's buffers; empty without momentum.
         training: Learning rate, momentum and weight decay.
-        mu: Weight of FedProx's term: a number, or one a client.
+        mu: Weight of FedProx's term: a number, or one a client in float64.
     """
 
     weights: tuple[torch.Tensor, ...]
@@ -68,16 +68,16 @@ class Descent:
 
     def begin(self) -> None:
         """Apply what depends on the weights alone; gradients are added afterwards."""
-        pull = self.training.weight_decay + (self.mu if self.start else 0.0)
+        training, pull = self.training, self.training.weight_decay + self.mu
         for weight, buffer in zip(self.weights, self.buffers, strict=False):
-            buffer.mul_(self.training.momentum)
+            buffer.mul_(training.momentum)
             if self._pulls:
                 buffer.add_(weight * _beside(pull, weight))
         if self._pulls and not self.buffers:
             for weight in self.weights:
-                weight.mul_(1 - self.training.lr * _beside(pull, weight))
+                weight.mul_(_beside(1 - training.lr * pull, weight))
         for target, start in zip(self.targets, self.start, strict=False):
-            target.add_(start * (-self.alpha * _beside(self.mu, start)))
+            target.add_(start * _beside(-self.alpha * self.mu, start))
 
     def end(self) -> None:
         """Move the weights once all gradients are added."""
@@ -90,7 +90,11 @@ class Descent:
 
 
 def _beside(value: float | torch.Tensor, weight: torch.Tensor) -> float | torch.Tensor:
-    """Return a number a client in the shape of its weights."""
+    """Return a number a client in the shape and precision of its weights.
+
+    They come in float64: a client without a pull gets the bits it would get where
+    nobody has one, and torch takes the number from a float.
+    """
     if isinstance(value, float):
         return value
-    return value.view(-1, *(1,) * (weight.dim() - 1))
+    return value.to(weight.dtype).view(-1, *(1,) * (weight.dim() - 1))

@@ -32,6 +32,7 @@ class VmapKernel:
     name: ClassVar[str] = "vmap"
     parallel: ClassVar[bool] = True
     stacks: ClassVar[bool] = True
+    independent: ClassVar[bool] = False
 
     def train(self, cohort: Cohort, out: Matrix) -> npt.NDArray[np.float64]:
         """Train every client; see :class:`Kernel`."""
@@ -53,7 +54,7 @@ class VmapKernel:
         steps, task = group.batches.steps, self.task
         starts = torch.from_numpy(group.starts[group.start_of]).to(self.device)
         weights = _split(starts, task.layout)
-        mu = torch.from_numpy(group.proximal_mu.astype(np.float32)).to(self.device)
+        mu = torch.from_numpy(group.proximal_mu).to(self.device)
         descent = Descent.of(tuple(weights.values()), task.training, mu)
         feed = Feed.of(group, width, task.num_classes, self.device)
         losses = torch.zeros(len(group), dtype=torch.float64, device=self.device)
