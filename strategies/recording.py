@@ -11,8 +11,8 @@ from typing_extensions import override
 
 from fedunlearn.errors import EmptyRoundError, LeaverContactError
 from fedunlearn.history import (
-    ArraysInMemory,
     ClientId,
+    DifferencesInMemory,
     RoundRecord,
     ServerState,
     SetAside,
@@ -135,7 +135,7 @@ class RecordingStrategy(Strategy):
             set_aside=tuple(answers.aside),
             loss=answers.loss,
             seconds=time.perf_counter() - self._started,
-            arrays=ArraysInMemory(updates.before, updates.deltas, before),
+            arrays=DifferencesInMemory(updates.before, updates.after, before),
         )
 
     @override

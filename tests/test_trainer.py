@@ -391,3 +391,19 @@ def test_workers_without_a_kernel_say_so(ray):
             pool.train(orders_of(small_task(SIZES)))
     finally:
         pool.close()
+
+
+def test_memory_is_used_again_only_when_nobody_looks_at_it(every_thread_pays):
+    task = task_of("mlp", SIZES)
+    trainer = Trainer(task, make_kernel("fused", task), 2)
+    orders = orders_of(task)
+    kept = trainer.train(orders)[0].models[1:2]
+    before = kept.copy()
+    places = set()
+    for _ in range(6):
+        results = trainer.train(orders)
+        places.add(results[0].models.ctypes.data)
+        assert results[0].models.ctypes.data != kept.ctypes.data
+    trainer.close()
+    assert kept.tobytes() == before.tobytes()
+    assert len(places) <= 2

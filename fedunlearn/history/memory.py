@@ -13,6 +13,7 @@ from fedunlearn.history.accept import accepted
 from fedunlearn.history.record import (
     ArraysInMemory,
     ClientId,
+    DifferencesInMemory,
     Holdings,
     RoundRecord,
     ServerState,
@@ -91,7 +92,10 @@ class InMemoryHistory:
         """
         last = max(self.rounds[-1:] + _behind(self.tip), default=0)
         record = accepted(record, self.layout, last, self._withdrawn)
-        self._records[record.index] = record
+        arrays = record.arrays
+        if isinstance(arrays, DifferencesInMemory):  # the models after are not kept
+            arrays = ArraysInMemory(arrays.before, arrays.updates(), arrays.server)
+        self._records[record.index] = replace(record, arrays=arrays)
         self.tip = Tip(record.index, state or ServerState())
         self._peak_bytes = max(self._peak_bytes, self._nbytes)
 

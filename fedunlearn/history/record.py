@@ -99,6 +99,38 @@ class ArraysInMemory:
         return self.server
 
 
+@dataclass(slots=True)
+class DifferencesInMemory:
+    """The heavy part of a round, known by the models before and after.
+
+    The updates are worked out when somebody asks: a history that keeps none of them
+    does not pay for them.
+    """
+
+    before: Vector
+    after: Matrix
+    server: ServerState
+    _updates: Matrix | None = None
+
+    def broadcast(self) -> Vector:
+        """Return the model sent out."""
+        return read_only(self.before)
+
+    def updates(self) -> Matrix:
+        """Return all updates."""
+        if self._updates is None:
+            self._updates = self.after - self.before
+        return read_only(self._updates)
+
+    def rows(self, positions: Sequence[int]) -> Matrix:
+        """Return some updates."""
+        return self.updates()[list(positions)]
+
+    def state(self) -> ServerState:
+        """Return the server's state when the round began."""
+        return self.server
+
+
 def read_only(array: Matrix) -> Matrix:
     """Return a view of an array that cannot be written through."""
     view = array.view()

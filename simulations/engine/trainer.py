@@ -1,5 +1,6 @@
 """Trains orders of any number of runs in one pass of one kernel."""
 
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,7 @@ class Trainer:
         self._kernel = kernel
         self._threads = threads if kernel.parallel else 1
         self.kernel_seconds = 0.0
+        self._spares: list[Matrix] = []
         self._pool = ThreadPoolExecutor(
             self._threads,
             "fedunlearn-kernel",
@@ -89,7 +91,7 @@ class Trainer:
 
     def _train(self, orders: Sequence[Order]) -> list[CohortResult]:
         cohort = cohort_of(self._task, orders)
-        models = np.empty((len(cohort), cohort.starts.shape[1]), np.float32)
+        models = self._matrix(len(cohort), cohort.starts.shape[1])
         start = time.perf_counter()
         losses = self._run(cohort, models)
         self.kernel_seconds += time.perf_counter() - start
@@ -128,6 +130,19 @@ class Trainer:
             for done in [self._pool.submit(run, *part) for part in pairwise(cuts)]:
                 done.result()
         return losses
+
+    def _matrix(self, clients: int, parameters: int) -> Matrix:
+        """Return an empty matrix; one that nobody refers to any more is used again.
+
+        Memory that was given back costs more to touch anew than a model costs to train.
+        """
+        for spare in self._spares:
+            # The list, the loop and the call refer to it.
+            if spare.shape == (clients, parameters) and sys.getrefcount(spare) <= 3:  # noqa: PLR2004
+                return spare
+        models: Matrix = np.empty((clients, parameters), np.float32)
+        self._spares = [*self._spares[-1:], models]
+        return models
 
     def _parts(self, cohort: Cohort) -> int:
         if not self._kernel.independent:
