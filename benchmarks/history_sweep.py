@@ -1,6 +1,6 @@
 """Makes the section "How much history is needed?" of docs/results.md.
 
-    python benchmarks/history_sweep.py            the whole sweep, about 20 minutes
+    python benchmarks/history_sweep.py            the whole sweep, about five minutes
     python benchmarks/history_sweep.py --smoke    seconds; prints, writes no page
 
 It is the sweep of `fedunlearn bench history` with SCENARIO; what --out holds of it is

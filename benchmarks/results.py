@@ -1,6 +1,6 @@
 """Makes the tables of README.md and docs/results.md.
 
-    python benchmarks/results.py                    all scenarios, about ten minutes
+    python benchmarks/results.py                    all scenarios, about three minutes
     python benchmarks/results.py quickstart heart   some
     python benchmarks/results.py --smoke            seconds; prints, writes no page
 
