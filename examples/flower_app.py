@@ -32,7 +32,7 @@ from fedunlearn.schedule import TrainingSchedule
 from fedunlearn.updates import MeanServer
 from simulations.engine import SimulationGrid
 from strategies import RecordingStrategy, Subtract
-from strategies.remaining import GridClients
+from strategies.grid_clients import GridClients
 
 ROUNDS, CLIENTS, FEATURES, LEAVER = 30, 5, 8, 4
 

@@ -6,8 +6,12 @@ The messages are Flower's own: ``arrays`` and ``config`` go out, ``arrays`` and
 ``train-loss``.
 """
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from flwr.app import (
+    Array,
     ArrayRecord,
     ConfigRecord,
     Context,
@@ -20,8 +24,10 @@ from torch.nn import functional
 
 from fedunlearn.arrays import from_arrays, to_arrays
 from fedunlearn.history import ClientId
+from fedunlearn.local import decode, installed
 from fedunlearn.models.state import load, tensor_view
 from fedunlearn.params import Layout, Vector
+from fedunlearn.problem import TorchProblem
 from fedunlearn.task import LocalTask
 from fedunlearn.training import LocalWork
 
@@ -31,6 +37,10 @@ TRAIN_LOSS = "train-loss"
 
 IDENTIFY = "fedunlearn_identify"
 """Action of the query that asks a node for its partition id."""
+RUN = "fedunlearn_run"
+"""Action of the query that runs a method's own procedure."""
+RESULT = "result"
+"""Name of the array in a reply to it."""
 
 
 def add_identity(app: ClientApp) -> ClientApp:
@@ -44,9 +54,49 @@ def add_identity(app: ClientApp) -> ClientApp:
     return app
 
 
-def client_app(task: LocalTask) -> ClientApp:
-    """Return the ClientApp of a task: train, evaluate and identify."""
-    app = add_identity(ClientApp())
+def add_procedures(
+    app: ClientApp, task: LocalTask, trusted: Callable[[str], bool] = installed
+) -> ClientApp:
+    """Let ``app`` run the procedures of methods that need more than training.
+
+    Args:
+        app: The ClientApp.
+        task: What its clients train.
+        trusted: Tells whether procedures of a module may be run.
+    """
+
+    @app.query(RUN)
+    def run(message: Message, context: Context) -> Message:
+        model, work = read_order(message.content, task.layout)
+        procedure = decode(next(iter(message.content.config_records.values())), trusted)
+        client = partition_of(context)
+        problem = TorchProblem(task, task.clients[client], client, work)
+        result = np.ascontiguousarray(procedure.run(model, problem), np.float32)
+        metrics = MetricRecord(
+            {
+                NUM_EXAMPLES: len(problem.labels),
+                NUM_STEPS: problem.num_steps,
+                NUM_SAMPLES: problem.num_samples,
+            }
+        )
+        arrays = ArrayRecord({RESULT: Array(result)})
+        return Message(
+            RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message
+        )
+
+    return app
+
+
+def client_app(
+    task: LocalTask, trusted: Callable[[str], bool] = installed
+) -> ClientApp:
+    """Return the ClientApp of a task: train, evaluate, identify, run procedures.
+
+    Args:
+        task: What clients train.
+        trusted: Tells whether procedures of a module may be run.
+    """
+    app = add_procedures(add_identity(ClientApp()), task, trusted)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

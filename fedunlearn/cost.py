@@ -1,35 +1,26 @@
 """The meter: what a method used is counted by whoever runs it, never by the method."""
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Protocol
 
 import numpy as np
 
 from fedunlearn.errors import LeaverContactError, RunError
-from fedunlearn.history import (
-    ClientId,
-    Counts,
-    Holdings,
-    RoundArrays,
-    RoundRecord,
-    ServerState,
-    Tip,
-    UpdateHistory,
-)
+from fedunlearn.history import ClientId, Counts
+from fedunlearn.local import LocalProcedure, Results
+from fedunlearn.metered_history import MeteredHistory
 from fedunlearn.method import (
-    RemainingClients,
+    Clients,
     UnlearningContext,
     UnlearningMethod,
     check_requirements,
 )
-from fedunlearn.params import Layout, Matrix, Vector
+from fedunlearn.params import Vector
 from fedunlearn.updates import Updates
 
 _FLOAT32_BYTES = 4
-_MODEL, _SUMS = -1, -1
-"""Stand for a row and a round: the model sent out, and running sums of no round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,19 +90,64 @@ Clock = Callable[[Trainings, int], float]
 
 
 @dataclass(slots=True)
-class MeteredClients:
-    """Counts what passes through ``inner`` and lets nobody reach a leaver."""
+class Meter:
+    """What was used so far, and the seconds spent waiting for clients."""
 
-    inner: RemainingClients
-    forget: frozenset[ClientId]
     clock: Clock | None = None
     seconds: float = 0.0
     used: UnlearningCost = field(default_factory=UnlearningCost)
 
+    def __post_init__(self) -> None:
+        """Start the simulated clock, if there is one."""
+        if self.clock is not None:
+            self.used = replace(self.used, simulated_seconds=0.0)
+
+    def count(self, done: Updates | Results, asked: int, down: int, up: int) -> None:
+        """Add a cohort's work.
+
+        Args:
+            done: Who did how much.
+            asked: How many were asked.
+            down: Bytes sent to each.
+            up: Bytes that came back from each that answered.
+        """
+        used, there = self.used, len(done.clients)
+        later = None
+        if self.clock is not None:
+            later = (used.simulated_seconds or 0.0) + self.clock(done, asked)
+        self.used = replace(
+            used,
+            client_rounds=used.client_rounds + there,
+            local_steps=used.local_steps + int(done.num_steps.sum()),
+            examples=used.examples + int(done.num_samples.sum()),
+            bytes_down=used.bytes_down + asked * down,
+            bytes_up=used.bytes_up + there * up,
+            simulated_seconds=later,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MeteredClients:
+    """Counts what passes through ``inner`` and lets nobody else be reached.
+
+    Attributes:
+        inner: All clients.
+        forget: The leavers.
+        meter: Counts.
+        gone: Whether these are the clients that leave; else those that stay.
+    """
+
+    inner: Clients
+    forget: frozenset[ClientId]
+    meter: Meter
+    gone: bool = False
+
     @property
     def ids(self) -> frozenset[ClientId]:
-        """The ids of the clients that stay."""
-        return self.inner.ids - self.forget
+        """Who can be asked."""
+        return (
+            self.inner.ids & self.forget if self.gone else self.inner.ids - self.forget
+        )
 
     def train(
         self,
@@ -122,114 +158,39 @@ class MeteredClients:
         epochs: float | None = None,
     ) -> Updates:
         """Train through ``inner`` and count."""
-        if gone := sorted(self.forget.intersection(ids)):
-            raise LeaverContactError(
-                f"client {gone[0]} is to be forgotten and cannot be asked to train"
-            )
+        self._check(ids)
         start = time.perf_counter()
         updates = self.inner.train(model, ids, round_index=round_index, epochs=epochs)
-        self.seconds += time.perf_counter() - start
-        self._count(updates, len(ids))
+        self.meter.seconds += time.perf_counter() - start
+        size = updates.before.size * _FLOAT32_BYTES
+        self.meter.count(updates, len(ids), size, size)
         return updates
 
-    def _count(self, updates: Updates, asked: int) -> None:
-        model_bytes = updates.before.size * _FLOAT32_BYTES
-        self.used = replace(
-            self.used,
-            client_rounds=self.used.client_rounds + len(updates.clients),
-            local_steps=self.used.local_steps + int(updates.num_steps.sum()),
-            examples=self.used.examples + int(updates.num_samples.sum()),
-            bytes_down=self.used.bytes_down + asked * model_bytes,
-            bytes_up=self.used.bytes_up + len(updates.clients) * model_bytes,
-            simulated_seconds=self._later(updates, asked),
-        )
+    def run(
+        self,
+        procedure: LocalProcedure,
+        model: Vector,
+        ids: Collection[ClientId],
+        *,
+        round_index: int,
+    ) -> Results:
+        """Run a procedure through ``inner`` and count."""
+        self._check(ids)
+        start = time.perf_counter()
+        results = self.inner.run(procedure, model, ids, round_index=round_index)
+        self.meter.seconds += time.perf_counter() - start
+        up = results.values.shape[1] * _FLOAT32_BYTES
+        self.meter.count(results, len(ids), model.size * _FLOAT32_BYTES, up)
+        return results
 
-    def _later(self, updates: Updates, asked: int) -> float | None:
-        if self.clock is None:
-            return None
-        return (self.used.simulated_seconds or 0.0) + self.clock(updates, asked)
-
-
-@dataclass(frozen=True, slots=True)
-class MeteredArrays:
-    """Notes which vectors of a round are read as ``(round, row)``."""
-
-    inner: RoundArrays
-    index: int
-    count: int
-    read: set[tuple[int, int]]
-
-    def broadcast(self) -> Vector:
-        """Read the model sent out."""
-        self.read.add((self.index, _MODEL))
-        return self.inner.broadcast()
-
-    def updates(self) -> Matrix:
-        """Read all updates."""
-        self.read.update((self.index, row) for row in range(self.count))
-        return self.inner.updates()
-
-    def rows(self, positions: Sequence[int]) -> Matrix:
-        """Read some updates."""
-        self.read.update((self.index, row) for row in positions)
-        return self.inner.rows(positions)
-
-    def state(self) -> ServerState:
-        """Read the server's state, which is no client's and small beside them."""
-        return self.inner.state()
-
-
-@dataclass(frozen=True, slots=True)
-class MeteredHistory:
-    """A history that remembers what was read from it."""
-
-    inner: UpdateHistory
-    read: set[tuple[int, int]] = field(default_factory=set)
-
-    @property
-    def layout(self) -> Layout:
-        """Names and shapes of the recorded model's arrays."""
-        return self.inner.layout
-
-    @property
-    def rounds(self) -> tuple[int, ...]:
-        """Indices of the recorded rounds, ascending."""
-        return self.inner.rounds
-
-    @property
-    def holds(self) -> Holdings:
-        """What there is to read."""
-        return self.inner.holds
-
-    @property
-    def tip(self) -> Tip | None:
-        """Where the federation stands."""
-        return self.inner.tip
-
-    def round(self, index: int) -> RoundRecord:
-        """Return one round, watched."""
-        record = self.inner.round(index)
-        arrays = MeteredArrays(record.arrays, index, len(record.clients), self.read)
-        return replace(record, arrays=arrays)
-
-    def rounds_of(self, client: ClientId) -> tuple[int, ...]:
-        """Return the rounds in which the client's update was aggregated."""
-        return self.inner.rounds_of(client)
-
-    def sum_of(self, client: ClientId) -> Vector:
-        """Return a client's running sum."""
-        self.read.add((_SUMS, client))
-        return self.inner.sum_of(client)
-
-    @property
-    def nbytes(self) -> int:
-        """Stored bytes of the distinct vectors read."""
-        holds = self.inner.holds
-        exact = sum(row == _MODEL or index == _SUMS for index, row in self.read)
-        return (
-            exact * holds.broadcast_bytes
-            + (len(self.read) - exact) * holds.update_bytes
-        )
+    def _check(self, ids: Collection[ClientId]) -> None:
+        if self.gone:
+            if strangers := sorted(set(ids) - self.forget):
+                raise RunError(f"client {strangers[0]} is none of the leavers")
+        elif left := sorted(self.forget.intersection(ids)):
+            raise LeaverContactError(
+                f"client {left[0]} is to be forgotten and cannot be asked to train"
+            )
 
 
 def run_unlearning(
@@ -251,21 +212,34 @@ def run_unlearning(
         RunError: If it returns a model of another shape or one that is not finite.
     """
     check_requirements(method, ctx)
-    clients = MeteredClients(ctx.clients, ctx.forget, clock)
-    clients.used = UnlearningCost(simulated_seconds=None if clock is None else 0.0)
-    history = MeteredHistory(ctx.history)
+    meter, history = Meter(clock), MeteredHistory(ctx.history)
+    own = replace(
+        ctx,
+        clients=MeteredClients(ctx.clients, ctx.forget, meter),
+        leavers=_leavers(method, ctx, meter),
+        history=history,
+    )
     start = time.perf_counter()
-    result = method.unlearn(model, replace(ctx, clients=clients, history=history))
+    result = method.unlearn(model, own)
     wall = time.perf_counter() - start
     _check_model(result, model, type(method).__name__)
     cost = replace(
-        clients.used,
+        meter.used,
         wall_seconds=wall,
-        server_seconds=wall - clients.seconds,
+        server_seconds=wall - meter.seconds,
         history_bytes=history.nbytes,
         history_peak_bytes=history.inner.holds.peak_bytes if history.read else 0,
     )
     return UnlearningOutcome(result, cost)
+
+
+def _leavers(
+    method: UnlearningMethod, ctx: UnlearningContext, meter: Meter
+) -> Clients | None:
+    """Return the leavers if the method says that it needs them."""
+    if ctx.leavers is None or not method.requires.leaver:
+        return None
+    return MeteredClients(ctx.leavers, ctx.touched, meter, gone=True)
 
 
 def _check_model(result: Vector, model: Vector, name: str) -> None:

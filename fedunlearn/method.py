@@ -3,191 +3,53 @@
 A method is a frozen dataclass whose fields are its hyper-parameters and which maps a
 trained model to one without the leavers' influence. It never writes to its arguments,
 draws only from ``ctx.rng``, reads no clock, file or environment, and reaches clients
-only through ``ctx.clients``. ``fedunlearn.cost.run_unlearning`` runs it and meters it.
+only through ``ctx.clients``, and the leavers only through ``ctx.leavers``.
+``fedunlearn.cost.run_unlearning`` runs it and meters it.
 """
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from math import gcd
-from typing import Protocol, get_args
+from functools import reduce
+from operator import or_
+from typing import ClassVar, Protocol, get_args
 
 import numpy as np
-from typing_extensions import override
 
-from fedunlearn.errors import EmptyRoundError, RequestError, RequirementError
-from fedunlearn.history import (
-    Broadcasts,
-    ClientId,
-    Kept,
-    UpdateHistory,
-    first_round_of,
-)
+from fedunlearn.errors import EmptyRoundError, RequirementError
+from fedunlearn.history import ClientId, UpdateHistory
+from fedunlearn.local import LocalProblem, LocalProcedure, Results
 from fedunlearn.params import Layout, Vector
+from fedunlearn.request import Level, UnlearningRequest
+from fedunlearn.requires import About, Requires
 from fedunlearn.schedule import TrainingSchedule
 from fedunlearn.updates import Server, Updates
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnlearningRequest:
-    """Who is to be forgotten, and why.
-
-    Attributes:
-        clients: The leavers.
-        reason: Free text for the record, such as "withdrawal" or "poisoning".
-    """
-
-    clients: frozenset[ClientId]
-    reason: str = "withdrawal"
-
-    def check(self, known: Collection[ClientId]) -> None:
-        """Raise RequestError unless some, known and not all clients leave."""
-        if not self.clients:
-            raise RequestError("nobody is to be forgotten: name at least one client")
-        if strangers := sorted(self.clients - set(known)):
-            raise RequestError(
-                f"client {strangers[0]} is not one of the {len(known)} known clients"
-            )
-        if self.clients >= set(known):
-            raise RequestError(
-                f"all {len(known)} clients are leaving: there is nothing left to keep, "
-                "retire the model instead"
-            )
+__all__ = [
+    "About",
+    "Chain",
+    "Clients",
+    "Level",
+    "ListedMethod",
+    "Requires",
+    "UnlearningContext",
+    "UnlearningMethod",
+    "UnlearningRequest",
+    "check_requirements",
+    "continue_training",
+    "unmet_requirements",
+]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Requires:
-    """What a method needs before it can start.
-
-    Attributes:
-        updates: Whose recorded updates.
-        interval: Of which rounds: the first, and every ``interval``-th from there.
-        sums: Whether running sums do as well as updates.
-        broadcasts: Which of the models that were sent out.
-        sensitivities: Whether the sensitivities of every round.
-        clients: Whether remaining clients must answer.
-        leaver: Whether the leaver must answer.
-    """
-
-    updates: Kept = "none"
-    interval: int = 1
-    sums: bool = False
-    broadcasts: Broadcasts = "none"
-    sensitivities: bool = False
-    clients: bool = False
-    leaver: bool = False
-
-    @override
-    def __str__(self) -> str:
-        """Return the needs in words."""
-        of = "" if self.interval == 1 else f" of one round in {self.interval}"
-        needs = {
-            "everybody's updates" + of: self.updates == "all",
-            "any updates": self.updates == "some",
-            "the leavers' updates" + of: self.updates == "leavers" and not self.sums,
-            "the leavers' updates or running sums": self.updates == "leavers"
-            and self.sums,
-            "the initial model": self.broadcasts == "initial",
-            "the model of the leavers' first round": self.broadcasts == "first",
-            "all broadcasts": self.broadcasts == "all",
-            "sensitivities": self.sensitivities,
-            "remaining clients": self.clients,
-            "the leaver": self.leaver,
-        }
-        return ", ".join(need for need, wanted in needs.items() if wanted) or "nothing"
-
-    def __or__(self, other: "Requires") -> "Requires":
-        """Return what both together need."""
-        readers = [r for r in (self, other) if r.updates != "none"]
-        return Requires(
-            updates=max(self.updates, other.updates, key=get_args(Kept).index),
-            interval=gcd(*(r.interval for r in readers)) or 1,
-            sums=bool(readers) and all(r.sums for r in readers),
-            broadcasts=max(
-                self.broadcasts, other.broadcasts, key=get_args(Broadcasts).index
-            ),
-            sensitivities=self.sensitivities or other.sensitivities,
-            clients=self.clients or other.clients,
-            leaver=self.leaver or other.leaver,
-        )
-
-    def unmet_by(
-        self, history: UpdateHistory, forget: Collection[ClientId]
-    ) -> tuple[str, ...]:
-        """Return one phrase for each need that the history does not serve."""
-        if self.updates == self.broadcasts == "none" and not self.sensitivities:
-            return ()
-        rounds, holds = history.rounds, history.holds
-        if not rounds:
-            return ("at least one recorded round",)
-        first = first_round_of(history, forget)
-        needed = {
-            "updates": self._rounds_with_updates(rounds, history, forget),
-            "broadcasts": self._rounds_with_broadcasts(rounds, first),
-            "sensitivities": frozenset(rounds if self.sensitivities else ()),
-        }
-        if (
-            self.sums
-            and holds.sums_from is not None
-            and holds.sums_from <= (first or 0)
-        ):
-            needed["updates"] = frozenset()
-        kept = {
-            "updates": holds.updates,
-            "broadcasts": holds.broadcasts,
-            "sensitivities": holds.sensitivities,
-        }
-        if self.updates == "some" and not holds.some_updates:
-            return ("updates of at least one round (kept: none)",)
-        return tuple(
-            f"{what} of {_some(needed[what] - kept[what])} (kept: {_some(kept[what])})"
-            for what in needed
-            if not needed[what] <= kept[what]
-        )
-
-    def _rounds_with_updates(
-        self,
-        rounds: tuple[int, ...],
-        history: UpdateHistory,
-        forget: Collection[ClientId],
-    ) -> frozenset[int]:
-        """Return the rounds whose updates are needed."""
-        if self.updates in ("none", "some"):
-            return frozenset()
-        if self.updates == "leavers":
-            rounds = tuple({r for c in forget for r in history.rounds_of(c)})
-        start = history.rounds[0]
-        return frozenset(r for r in rounds if (r - start) % self.interval == 0)
-
-    def _rounds_with_broadcasts(
-        self, rounds: tuple[int, ...], first: int | None
-    ) -> frozenset[int]:
-        """Return the rounds whose broadcast is needed."""
-        if self.broadcasts == "all":
-            return frozenset(rounds)
-        wanted = {
-            "none": (),
-            "initial": rounds[:1],
-            "first": () if first is None else (first,),
-        }
-        return frozenset(wanted[self.broadcasts])
+_NOTHING = Requires(levels=get_args(Level))
+"""What a chain of no steps needs."""
 
 
-def _some(rounds: Collection[int]) -> str:
-    """Return a few rounds in words."""
-    if not rounds:
-        return "none"
-    shown = sorted(rounds)[:3]
-    more = f" and {len(rounds) - len(shown)} more" if len(rounds) > len(shown) else ""
-    plural = "s" if len(rounds) > 1 else ""
-    return f"round{plural} {', '.join(map(str, shown))}{more}"
-
-
-class RemainingClients(Protocol):
-    """The clients that stay: the only way a method can spend compute."""
+class Clients(Protocol):
+    """Some clients, those that stay or those that leave: where a method computes."""
 
     @property
     def ids(self) -> frozenset[ClientId]:
-        """The ids of the clients that stay."""
+        """Who can be asked."""
         ...
 
     def train(
@@ -208,7 +70,29 @@ class RemainingClients(Protocol):
             epochs: Local epochs, may be a fraction; None takes the recorded number.
 
         Raises:
-            LeaverContactError: If a leaver is among ``ids``.
+            LeaverContactError: If a leaver is among ``ids`` of the remaining clients.
+            EmptyRoundError: If nobody gave a usable answer.
+        """
+        ...
+
+    def run(
+        self,
+        procedure: LocalProcedure,
+        model: Vector,
+        ids: Collection[ClientId],
+        *,
+        round_index: int,
+    ) -> Results:
+        """Run a procedure of the method's own on each of ``ids``.
+
+        Args:
+            procedure: What they do.
+            model: The model they are sent, shape ``(P,)``.
+            ids: Whom to ask.
+            round_index: Fixes the batch orders, as in :meth:`train`.
+
+        Raises:
+            LeaverContactError: If a leaver is among ``ids`` of the remaining clients.
             EmptyRoundError: If nobody gave a usable answer.
         """
         ...
@@ -221,20 +105,39 @@ class UnlearningContext:
     Attributes:
         history: What was recorded.
         forget: The leavers.
-        clients: The remaining clients, metered.
+        clients: The remaining clients, metered; they train on what remains.
+        leavers: Who answers for what is to be forgotten, metered, with that data only;
+            None unless the method requires it.
         schedule: How the model was trained.
         new_server: Makes the server rule that trained the model, with fresh state.
         layout: Names and shapes of the model's arrays.
         rng: The method's only source of randomness.
+        request: All that was asked; None stands for ``forget`` alone.
+        shrunk: Clients that stay and lose a part of their data.
+        server_data: Examples of the server's own, or None.
     """
 
     history: UpdateHistory
     forget: frozenset[ClientId]
-    clients: RemainingClients
+    clients: Clients
     schedule: TrainingSchedule
     new_server: Callable[[], Server]
     layout: Layout
     rng: np.random.Generator
+    leavers: Clients | None = None
+    request: UnlearningRequest | None = None
+    shrunk: frozenset[ClientId] = frozenset()
+    server_data: LocalProblem | None = None
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """What is to be forgotten."""
+        return ("client",) if self.request is None else self.request.levels
+
+    @property
+    def touched(self) -> frozenset[ClientId]:
+        """The clients whose recorded updates hold something that is to be forgotten."""
+        return self.forget | self.shrunk
 
     @property
     def initial_model(self) -> Vector:
@@ -259,6 +162,12 @@ class UnlearningMethod(Protocol):
         ...
 
 
+class ListedMethod(UnlearningMethod, Protocol):
+    """A method that stands in the table."""
+
+    about: ClassVar[About]
+
+
 @dataclass(frozen=True, slots=True)
 class Chain:
     """Runs methods one after another, each on the model the last one returned."""
@@ -268,10 +177,7 @@ class Chain:
     @property
     def requires(self) -> Requires:
         """What all steps together need."""
-        needs = Requires()
-        for step in self.steps:
-            needs = needs | step.requires
-        return needs
+        return reduce(or_, (step.requires for step in self.steps), _NOTHING)
 
     def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
         """Thread ``model`` through every step."""
@@ -307,12 +213,22 @@ def unmet_requirements(
     method: UnlearningMethod, ctx: UnlearningContext
 ) -> tuple[str, ...]:
     """Return one phrase for each need of the method that the context does not serve."""
-    unmet = method.requires.unmet_by(ctx.history, ctx.forget)
-    if method.requires.clients and not ctx.clients.ids - ctx.forget:
-        unmet += ("at least one remaining client",)
-    if method.requires.leaver:
-        unmet += ("the leaver to answer (only remaining clients can be reached)",)
-    return unmet
+    needs = method.requires
+    unmet = needs.unmet_by(ctx.history, ctx.touched)
+    leavers = frozenset[ClientId]() if ctx.leavers is None else ctx.leavers.ids
+    wanting = {
+        "at least one remaining client": needs.clients
+        and not ctx.clients.ids - ctx.forget,
+        "the leaver to answer": needs.leaver and not ctx.touched <= leavers,
+        "data on the server": needs.server_data and ctx.server_data is None,
+        "a server rule that is a weighted mean": needs.mean
+        and not ctx.new_server().mean,
+    }
+    others = [level for level in ctx.levels if level not in needs.levels]
+    if others:
+        served = " or ".join(needs.levels) or "nothing"
+        unmet += (f"a request of level {served} (asked: {', '.join(others)})",)
+    return unmet + tuple(phrase for phrase, lacks in wanting.items() if lacks)
 
 
 def check_requirements(method: UnlearningMethod, ctx: UnlearningContext) -> None:

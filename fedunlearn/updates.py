@@ -72,6 +72,11 @@ class Server(Protocol):
         """Whether a step depends on the steps before it."""
         ...
 
+    @property
+    def mean(self) -> bool:
+        """Whether a step is the mean of the clients' models, weighted by examples."""
+        ...
+
     def step(self, updates: Updates) -> Vector:
         """Return the next global model, shape ``(P,)``."""
         ...
@@ -89,6 +94,7 @@ class MeanServer:
     """
 
     stateful: ClassVar[bool] = False
+    mean: ClassVar[bool] = True
 
     def step(self, updates: Updates) -> Vector:
         """Return ``sum_k n_k w_k / sum_k n_k``."""

@@ -12,9 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fedunlearn.cost import MeteredHistory, run_unlearning
+from fedunlearn.cost import run_unlearning
 from fedunlearn.errors import ConfigError
 from fedunlearn.history import DiskHistory, UpdateHistory, records
+from fedunlearn.metered_history import MeteredHistory
 from fedunlearn.method import UnlearningContext, UnlearningMethod, unmet_requirements
 from fedunlearn.params import Vector, sha256
 from fedunlearn.report import RETRAIN, TRAINED
@@ -26,9 +27,10 @@ from simulations.evaluate import Evaluator
 from simulations.events import Listener, tell
 from simulations.prepare import open_grid, prepare
 from simulations.run_folder import RunFolder, environment
-from simulations.runs import Runs, WatchedClients
+from simulations.runs import Runs
 from simulations.scenario import Scenario
 from simulations.train import Trained, quiet_flower
+from simulations.watched import WatchedClients
 from strategies import Retrain
 from strategies.directory import Directory
 

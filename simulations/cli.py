@@ -116,9 +116,10 @@ def methods(
         if format is Format.json:
             echo_json(rows)
         else:
-            heads = ("name", "needs", "settings", "summary")
-            titles = ("name", "needs", "settings", "what it does")
-            print_table(titles, [tuple(str(r[h]) for h in heads) for r in rows])
+            heads = ("name", "family", "forgets", "needs", "settings", "summary")
+            for row in rows:
+                row["forgets"] = ", ".join(row["levels"])
+            print_table(heads, [tuple(str(r[h]) for h in heads) for r in rows])
 
 
 @app.command()

@@ -23,7 +23,8 @@ from fedunlearn.history import (
     RoundRecord,
     forget_keys,
 )
-from fedunlearn.method import RemainingClients
+from fedunlearn.local import LocalProcedure, Results
+from fedunlearn.method import Clients
 from fedunlearn.params import Layout, Vector
 from fedunlearn.updates import Updates
 
@@ -51,7 +52,7 @@ class JournaledClients:
         saved_seconds: What the replayed answers took when they were given.
     """
 
-    inner: RemainingClients
+    inner: Clients
     folder: Path
     layout: Layout
     patience: float = field(default_factory=lambda: PATIENCE)
@@ -98,6 +99,17 @@ class JournaledClients:
         updates = self.inner.train(model, ids, round_index=round_index, epochs=epochs)
         self._keep(updates, asked, time.perf_counter() - start)
         return updates
+
+    def run(
+        self,
+        procedure: LocalProcedure,
+        model: Vector,
+        ids: Collection[ClientId],
+        *,
+        round_index: int,
+    ) -> Results:
+        """Run a procedure through ``inner``: these are short, and run again."""
+        return self.inner.run(procedure, model, ids, round_index=round_index)
 
     def _keep(
         self, updates: Updates, asked: tuple[ClientId, ...], seconds: float

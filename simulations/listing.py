@@ -8,7 +8,7 @@ from strategies import METHODS
 
 
 def method_rows() -> list[dict[str, Any]]:
-    """Return one entry a method: name, needs, settings with defaults, summary."""
+    """Return one entry a method: what is said about it, needs, settings, summary."""
     return [_row(name, cls) for name, cls in METHODS.items()]
 
 
@@ -17,7 +17,9 @@ def _row(name: str, cls: type[Any]) -> dict[str, Any]:
     settings = fields(cls) if is_dataclass(cls) else ()
     return {
         "name": name,
-        **asdict(method.requires),
+        **asdict(cls.about),
+        "levels": list(method.requires.levels),
+        "requires": asdict(method.requires),
         "needs": str(method.requires),
         "settings": ", ".join(f"{f.name}={getattr(method, f.name)}" for f in settings),
         "summary": (inspect.getdoc(cls) or "").splitlines()[0].replace("``", ""),

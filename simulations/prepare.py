@@ -2,12 +2,17 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from fedunlearn.client import client_app
-from fedunlearn.data import Dataset, Federation, clients_of, federate
+from fedunlearn.data import ClientData, Dataset, Federation, clients_of, federate
 from fedunlearn.data.backdoor import Backdoor
 from fedunlearn.errors import ConfigError
 from fedunlearn.history import ClientId
+from fedunlearn.local import LocalProblem, anything
 from fedunlearn.method import UnlearningRequest
+from fedunlearn.problem import TorchProblem
+from fedunlearn.rng import derive
 from fedunlearn.task import LocalTask
 from fedunlearn.training import LocalWork
 from simulations.engine import SimulationGrid
@@ -34,12 +39,22 @@ class Prepared:
         federation: The clean data.
         task: What clients train on: the same data, with the backdoor if there is one.
         request: Who leaves.
+        server_data: Examples of the server's own, or None.
     """
 
     scenario: Scenario
     federation: Federation
     task: LocalTask
     request: UnlearningRequest
+    server_data: ClientData | None = None
+
+    def server_problem(self, seed: int) -> LocalProblem | None:
+        """Return the server's examples as a procedure sees them."""
+        if self.server_data is None:
+            return None
+        work = LocalWork(seed=seed, round_index=1)
+        # The server's batch order is that of nobody: the number after the last client.
+        return TorchProblem(self.task, self.server_data, len(self.task.clients), work)
 
     @property
     def forget(self) -> frozenset[ClientId]:
@@ -62,6 +77,7 @@ def prepare(scenario: Scenario) -> Prepared:
         holdout=outline.holdout,
         seed=outline.data_seed,
     )
+    federation, server_data = _server_share(federation, scenario)
     everybody = range(len(federation.clients))
     _check_cohort(outline.clients_per_round, len(everybody))
     leavers = frozenset(federation.client_id(c) for c in outline.forget)
@@ -80,7 +96,28 @@ def prepare(scenario: Scenario) -> Prepared:
         federation=federation,
         task=task,
         request=request,
+        server_data=server_data,
     )
+
+
+def _server_share(
+    federation: Federation, scenario: Scenario
+) -> tuple[Federation, ClientData | None]:
+    """Take the server's examples out of the test set."""
+    wanted, there = scenario.outline.server_examples, len(federation.x_test)
+    if not wanted:
+        return federation, None
+    if wanted >= there:
+        raise ConfigError(
+            f"server_examples is {wanted}, the test set holds {there}: leave some to "
+            "measure on"
+        )
+    order = derive(scenario.outline.data_seed, "server data").permutation(there)
+    own, rest = order[:wanted], np.sort(order[wanted:])
+    x, y = federation.x_test, federation.y_test
+    unlabelled = np.zeros(wanted, np.int64)
+    data = ClientData("server", x[own], unlabelled, x[:0], y[:0])
+    return replace(federation, x_test=x[rest], y_test=y[rest]), data
 
 
 def _with_kernel(scenario: Scenario, task: LocalTask) -> Scenario:
@@ -110,7 +147,7 @@ def open_grid(prepared: Prepared) -> SimulationGrid:
         threads=engine.threads or (1 if engine.workers else usable_cores()),
     )
     return SimulationGrid(
-        client_app(task),
+        client_app(task, anything),  # server and clients are one installation
         num_clients=len(task.clients),
         workers=engine.workers,
         cluster=Cluster(

@@ -1,6 +1,6 @@
 """One seed of a comparison: history, training, every method, its row."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,15 +13,14 @@ from fedunlearn.cost import UnlearningOutcome, run_unlearning
 from fedunlearn.errors import FedUnlearnError, RequirementError, RunError
 from fedunlearn.history import ClientId, DiskHistory, InMemoryHistory, UpdateHistory
 from fedunlearn.method import (
-    RemainingClients,
+    Clients,
     UnlearningContext,
     UnlearningMethod,
     unmet_requirements,
 )
-from fedunlearn.params import Vector, sha256
+from fedunlearn.params import sha256
 from fedunlearn.report import RETRAIN, TRAINED
 from fedunlearn.rng import derive
-from fedunlearn.updates import Updates
 from simulations.comparison import Row
 from simulations.evaluate import Evaluator
 from simulations.events import Listener, tell
@@ -29,10 +28,11 @@ from simulations.journal import JournaledClients, close_journal
 from simulations.prepare import Prepared
 from simulations.run_folder import RunFolder
 from simulations.train import Curve, Trained, clock_of, quiet_flower, train
+from simulations.watched import WatchedClients
 from strategies import METHODS
 from strategies.directory import Directory
 from strategies.flower_server import client_config
-from strategies.remaining import GridClients
+from strategies.grid_clients import GridClients
 from strategies.server_rules import server_of
 
 
@@ -137,15 +137,20 @@ class Runs:
         with quiet_flower():
             extra = client_config(rule.strategy(), trained.initial, layout)
 
+        clients = GridClients(
+            grid=self.grid,
+            layout=layout,
+            config={**extra, "seed": seed},
+            directory=self.directory,
+        )
+        online = self.prepared.scenario.outline.leavers_online
         return UnlearningContext(
             history=history,
             forget=self.prepared.forget,
-            clients=GridClients(
-                grid=self.grid,
-                layout=layout,
-                config={**extra, "seed": seed},
-                directory=self.directory,
-            ),
+            clients=clients,
+            leavers=clients if online else None,
+            request=self.prepared.request,
+            server_data=self.prepared.server_problem(seed),
             schedule=trained.schedule,
             new_server=partial(server_of, rule, layout),
             layout=layout,
@@ -180,8 +185,8 @@ class Runs:
 
     @contextmanager
     def _journaled(
-        self, seed: int, label: str, clients: RemainingClients
-    ) -> Iterator[tuple[RemainingClients, Callable[[], float]]]:
+        self, seed: int, label: str, clients: Clients
+    ) -> Iterator[tuple[Clients, Callable[[], float]]]:
         """Yield clients whose answers are kept, and the seconds that this saved."""
         if self.folder is None:
             yield clients, lambda: 0.0
@@ -211,39 +216,6 @@ class Runs:
         if self.folder is not None:
             self.folder.save_row(row, trained.history.layout, outcome.model)
         return row
-
-
-@dataclass(frozen=True, slots=True)
-class WatchedClients:
-    """Remaining clients whose trainings move a progress bar.
-
-    Attributes:
-        inner: The clients.
-        listeners: Told of every training.
-        rounds: Trainings a phase takes at most, for the size of a step.
-    """
-
-    inner: RemainingClients
-    listeners: tuple[Listener, ...]
-    rounds: int
-
-    @property
-    def ids(self) -> frozenset[ClientId]:
-        """Everybody who is there."""
-        return self.inner.ids
-
-    def train(
-        self,
-        model: Vector,
-        ids: Collection[ClientId],
-        *,
-        round_index: int,
-        epochs: float | None = None,
-    ) -> Updates:
-        """Train through ``inner``."""
-        updates = self.inner.train(model, ids, round_index=round_index, epochs=epochs)
-        tell(self.listeners, "tick", rounds=self.rounds)
-        return updates
 
 
 @contextmanager

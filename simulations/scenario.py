@@ -102,6 +102,10 @@ class Outline:
         methods: What is compared: names of methods, or ``name@variant``.
         holdout: Share of its data each client keeps out of training.
         data_seed: Seed of the partition and the holdouts, the same for all ``seeds``.
+        leavers_online: Whether the leavers answer once more after they asked to leave;
+            some methods need it.
+        server_examples: Examples of the test set that the server owns, without labels;
+            nothing is measured on them.
     """
 
     name: str = "scenario"
@@ -113,8 +117,10 @@ class Outline:
     methods: tuple[str, ...] = ("nothing", "retrain")
     holdout: float = 0.2
     data_seed: int = 0
+    leavers_online: bool = True
+    server_examples: int = 0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # noqa: C901 - one check a field
         """Refuse values outside their range."""
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be distinct and at least one: {self.seeds}")
@@ -137,6 +143,10 @@ class Outline:
             raise ValueError(f"methods must be distinct, got {list(self.methods)}")
         if not 0 <= self.holdout < 1:
             raise ValueError(f"holdout must lie in [0, 1), got {self.holdout}")
+        if self.server_examples < 0:
+            raise ValueError(
+                f"server_examples must not be negative, got {self.server_examples}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

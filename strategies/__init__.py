@@ -10,10 +10,10 @@ from strategies.rollback import Rollback
 from strategies.subtraction import Subtract
 
 if TYPE_CHECKING:
-    from fedunlearn.method import UnlearningMethod
+    from fedunlearn.method import ListedMethod
     from strategies.recording import RecordingStrategy
 
-METHODS: dict[str, type["UnlearningMethod"]] = {
+METHODS: dict[str, type["ListedMethod"]] = {
     "nothing": Nothing,
     "retrain": Retrain,
     "rollback": Rollback,

@@ -21,12 +21,12 @@ about tenfold.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from fedunlearn.history import RoundRecord
-from fedunlearn.method import Requires, UnlearningContext
+from fedunlearn.method import About, Requires, UnlearningContext
 from fedunlearn.params import Matrix, Vector, norm
 from fedunlearn.updates import Updates
 
@@ -48,6 +48,11 @@ class FedEraser:
     calibration_ratio: float = 0.5
     norm_scale: Literal["stored", "interval"] = "stored"
     select: Literal["all", "kept"] = "all"
+    about: ClassVar[About] = About(
+        family="calibrated retraining",
+        cost="T K E r / dt at clients",
+        source="Liu et al., FedEraser, IWQoS 2021",
+    )
 
     def __post_init__(self) -> None:
         """Refuse an interval below 1 and a ratio outside (0, 1]."""

@@ -7,7 +7,7 @@ forgetting). A method that needs the same budget and does no better adds nothing
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedunlearn.method import Requires, UnlearningContext, continue_training
+from fedunlearn.method import About, Requires, UnlearningContext, continue_training
 from fedunlearn.params import Vector
 
 
@@ -21,6 +21,11 @@ class FineTune:
     """
 
     rounds: int | None = None
+    about: ClassVar[About] = About(
+        family="control",
+        cost="R K E at clients",
+        source="natural forgetting; the baseline at equal budget",
+    )
     requires: ClassVar[Requires] = Requires(clients=True)
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedAvg, FedProx, Strategy
 
 from fedunlearn.arrays import from_arrays, to_arrays
 from fedunlearn.errors import RunError
@@ -48,6 +48,11 @@ class FlowerServer:
     _steps: int = 0
     _last: ArrayRecord | None = None
     _exact: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> bool:
+        """Whether a step is the weighted mean of the clients' models."""
+        return type(self.strategy) in (FedAvg, FedProx)
 
     def step(self, updates: Updates) -> Vector:
         """Return the strategy's aggregate of the updates, shape ``(P,)``."""

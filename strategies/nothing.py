@@ -7,7 +7,7 @@ forgetting.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedunlearn.method import Requires, UnlearningContext
+from fedunlearn.method import About, Requires, UnlearningContext
 from fedunlearn.params import Vector
 
 
@@ -15,6 +15,11 @@ from fedunlearn.params import Vector
 class Nothing:
     """Returns the trained model."""
 
+    about: ClassVar[About] = About(
+        family="control",
+        cost="0",
+        source="the control that every test must refute",
+    )
     requires: ClassVar[Requires] = Requires()
 
     def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:

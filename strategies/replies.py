@@ -168,13 +168,13 @@ def _read(
         client,
         message,
         model,
-        _count(metrics.get(weight_key)) or 0,
-        _count(metrics.get(NUM_STEPS)) or 0,
-        _count(metrics.get(NUM_SAMPLES)) or 0,
+        whole_number(metrics.get(weight_key)) or 0,
+        whole_number(metrics.get(NUM_STEPS)) or 0,
+        whole_number(metrics.get(NUM_SAMPLES)) or 0,
     )
 
 
-def _count(value: object) -> int | None:
+def whole_number(value: object) -> int | None:
     """Return a metric that is a non-negative whole number, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -213,7 +213,7 @@ def _fault(message: Message, sent: Broadcast, weight_key: str) -> str | None:
         return "does not hold exactly one array record and one metric record"
     metrics = next(iter(content.metric_records.values()))
     weight = metrics.get(weight_key)
-    if not _count(weight):
+    if not whole_number(weight):
         return f"{weight_key} is {_short(weight)}, not a positive whole number"
     return _array_fault(next(iter(content.array_records.values())), sent)
 
@@ -222,7 +222,7 @@ def _array_fault(arrays: ArrayRecord, sent: Broadcast) -> str | None:
     if odd := sorted(arrays.keys() ^ sent.arrays.keys()):
         return f"array {odd[0]!r} is {'missing' if odd[0] in sent.arrays else 'extra'}"
     for name, expected in sent.arrays.items():
-        found = _values(arrays[name])
+        found = readable(arrays[name])
         if found is None:
             return f"array {name!r} cannot be read"
         if found.shape != tuple(expected.shape):
@@ -234,7 +234,7 @@ def _array_fault(arrays: ArrayRecord, sent: Broadcast) -> str | None:
     return None
 
 
-def _values(array: Array) -> NumpyArray | None:
+def readable(array: Array) -> NumpyArray | None:
     """Return what the bytes say, whatever the array claims; None for rubbish."""
     try:
         found: object = array.numpy()

@@ -8,7 +8,7 @@ a training run in which they never existed.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedunlearn.method import Requires, UnlearningContext, continue_training
+from fedunlearn.method import About, Requires, UnlearningContext, continue_training
 from fedunlearn.params import Vector
 
 
@@ -16,6 +16,12 @@ from fedunlearn.params import Vector
 class Retrain:
     """Trains from the initial model, never having seen the leavers."""
 
+    about: ClassVar[About] = About(
+        family="exact",
+        guarantee="exact: the model of a federation without the leavers",
+        cost="T K E at clients",
+        source="the definition of unlearning",
+    )
     requires: ClassVar[Requires] = Requires(broadcasts="initial", clients=True)
 
     def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:

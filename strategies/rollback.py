@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedunlearn.history import first_round_of
-from fedunlearn.method import Requires, UnlearningContext, continue_training
+from fedunlearn.method import About, Requires, UnlearningContext, continue_training
 from fedunlearn.params import Vector
 from fedunlearn.updates import Server, Updates
 
@@ -28,6 +28,12 @@ class Rollback:
     """
 
     rounds: int | None = None
+    about: ClassVar[About] = About(
+        family="exact",
+        guarantee="exact, if no round before t depends on the leavers",
+        cost="(T - t) K E at clients, t the first participation",
+        source="Su and Li, Asynchronous Federated Unlearning, INFOCOM 2023 (baseline)",
+    )
     requires: ClassVar[Requires] = Requires(broadcasts="first", clients=True)
 
     def __post_init__(self) -> None:

@@ -21,12 +21,12 @@ mean. Recovery by distillation is another method.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from fedunlearn.history import ClientId, records
-from fedunlearn.method import Requires, UnlearningContext, continue_training
+from fedunlearn.method import About, Requires, UnlearningContext, continue_training
 from fedunlearn.params import Vector, weighted_mean
 
 
@@ -42,6 +42,11 @@ class Subtract:
 
     weighting: Literal["lazy", "renormalised"] = "lazy"
     recovery_rounds: int = 0
+    about: ClassVar[About] = About(
+        family="subtraction",
+        cost="T P at the server, R K E at clients",
+        source="Wu et al., Federated Unlearning with Knowledge Distillation, 2022",
+    )
 
     def __post_init__(self) -> None:
         """Refuse a negative number of rounds."""

@@ -9,8 +9,8 @@ import pytest
 
 from fedunlearn.cost import (
     COST_NAMES,
+    Meter,
     MeteredClients,
-    MeteredHistory,
     UnlearningCost,
     run_unlearning,
 )
@@ -21,6 +21,7 @@ from fedunlearn.errors import (
     RunError,
 )
 from fedunlearn.history import Holdings, InMemoryHistory, RoundRecord, records
+from fedunlearn.metered_history import MeteredHistory
 from fedunlearn.method import Requires, continue_training
 from fedunlearn.schedule import TrainingSchedule
 from fedunlearn.testing import QuadraticClients, quadratic_federation
@@ -87,12 +88,13 @@ def test_a_leaver_cannot_be_trained_and_nobody_else_is_then():
     inner = QuadraticClients(
         centres=make({1}).clients.centres, schedule=make({1}).schedule
     )
-    metered = MeteredClients(inner, frozenset({1}))
+    meter = Meter()
+    metered = MeteredClients(inner, frozenset({1}), meter)
     assert metered.ids == {0, 2}
     with pytest.raises(LeaverContactError, match="client 1 is to be forgotten"):
         metered.train(model, [0, 1], round_index=1)
     assert not inner.calls
-    assert metered.used == UnlearningCost()
+    assert meter.used == UnlearningCost()
 
 
 @pytest.mark.parametrize(

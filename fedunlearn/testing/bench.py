@@ -78,13 +78,14 @@ def require_like(law: Law, result: Vector, model: Vector) -> None:
 
 def watched(
     context: ContextFactory, leavers: Collection[ClientId]
-) -> tuple[UnlearningContext, QuadraticClients]:
-    """Return a context and its clients, whose ``calls`` can be read afterwards."""
+) -> tuple[UnlearningContext, QuadraticClients, QuadraticClients]:
+    """Return a context and those that stay and leave; their ``calls`` can be read."""
     ctx = context(leavers)
-    if not isinstance(ctx.clients, QuadraticClients):
+    stay, leave = ctx.clients, ctx.leavers
+    if not (isinstance(stay, QuadraticClients) and isinstance(leave, QuadraticClients)):
         raise TypeError("the laws need a context of quadratic_federation")
-    clients = replace(ctx.clients, calls=[])
-    return replace(ctx, clients=clients), clients
+    stay, leave = replace(stay, calls=[]), replace(leave, calls=[])
+    return replace(ctx, clients=stay, leavers=leave), stay, leave
 
 
 def fingerprint(ctx: UnlearningContext) -> tuple[object, ...]:

@@ -21,10 +21,13 @@ from fedunlearn.history import (
     RoundRecord,
     UpdateHistory,
 )
+from fedunlearn.local import LocalProcedure, Results
 from fedunlearn.method import UnlearningContext
 from fedunlearn.params import Layout, Vector
 from fedunlearn.rng import derive
 from fedunlearn.schedule import TrainingSchedule
+from fedunlearn.testing.problem import QuadraticProblem
+from fedunlearn.training import Training
 from fedunlearn.updates import MeanServer, Server, Updates
 
 ContextFactory = Callable[..., UnlearningContext]
@@ -33,17 +36,23 @@ ContextFactory = Callable[..., UnlearningContext]
 
 @dataclass(frozen=True, slots=True)
 class TrainCall:
-    """One call of :meth:`QuadraticClients.train`: the independent count of a cost.
+    """One call of :class:`QuadraticClients`: the independent count of a cost.
 
     Attributes:
         round_index: The round that was named.
         clients: Who was asked, ascending.
-        epochs: Local epochs each of them trained.
+        epochs: Local epochs each of them trained; None if they ran a procedure.
+        steps: Gradients they took in it, in all.
+        samples: Examples they passed through their models in it, in all.
+        floats: Numbers each sent back from it.
     """
 
     round_index: int
     clients: tuple[ClientId, ...]
-    epochs: float
+    epochs: float | None
+    steps: int = 0
+    samples: int = 0
+    floats: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,12 +103,7 @@ class QuadraticClients:
             LeaverContactError: If somebody in ``ids`` is gone.
             KeyError: If somebody in ``ids`` never existed.
         """
-        asked = tuple(sorted(ids))
-        for client in asked:
-            if client in self.gone:
-                raise LeaverContactError(f"client {client} has left")
-            if client not in self.ids:
-                raise KeyError(client)
+        asked = self._asked(ids)
         length = float(self.schedule.epochs if epochs is None else epochs)
         self.calls.append(TrainCall(round_index, asked, length))
         after = [self._trained(model, client, round_index, length) for client in asked]
@@ -112,6 +116,55 @@ class QuadraticClients:
             num_steps=np.full(len(asked), ceil(length), np.int64),
             num_samples=np.ceil(length * sizes).astype(np.int64),
         )
+
+    def run(
+        self,
+        procedure: LocalProcedure,
+        model: Vector,
+        ids: Collection[ClientId],
+        *,
+        round_index: int,
+    ) -> Results:
+        """Run a procedure on the quadratic loss of each client.
+
+        Raises:
+            LeaverContactError: If somebody in ``ids`` is gone.
+            KeyError: If somebody in ``ids`` never existed.
+        """
+        asked = self._asked(ids)
+        problems = [self.problem(client) for client in asked]
+        values = [procedure.run(model, problem) for problem in problems]
+        call = TrainCall(
+            round_index,
+            asked,
+            None,
+            steps=sum(p.num_steps for p in problems),
+            samples=sum(p.num_samples for p in problems),
+            floats=len(values[0]),
+        )
+        self.calls.append(call)
+        return Results(
+            clients=asked,
+            values=np.stack(values).astype(np.float32),
+            num_examples=self.examples_of(asked),
+            num_steps=np.array([p.num_steps for p in problems], np.int64),
+            num_samples=np.array([p.num_samples for p in problems], np.int64),
+        )
+
+    def problem(self, client: ClientId) -> QuadraticProblem:
+        """Return a client's loss as a procedure sees it."""
+        size = int(self.examples_of([client])[0])
+        how = Training(epochs=self.schedule.epochs, batch_size=size, lr=self.lr)
+        return QuadraticProblem(self.centres[client], size, how)
+
+    def _asked(self, ids: Collection[ClientId]) -> tuple[ClientId, ...]:
+        asked = tuple(sorted(ids))
+        for client in asked:
+            if client in self.gone:
+                raise LeaverContactError(f"client {client} has left")
+            if client not in self.ids:
+                raise KeyError(client)
+        return asked
 
     def examples_of(self, ids: Collection[ClientId]) -> Counts:
         """Return the example counts of ``ids``, in that order, shape ``(K,)``."""
@@ -181,11 +234,17 @@ def make_context(
     new_server: Callable[[], Server] = MeanServer,
     rng_seed: int = 0,
 ) -> UnlearningContext:
-    """Return the context in which ``clients.gone`` are to be forgotten."""
+    """Return the context in which ``clients.gone`` are to be forgotten.
+
+    The leavers answer, and the server has the data of one of those that stay.
+    """
+    stay = frozenset(range(len(clients.centres))) - clients.gone
     return UnlearningContext(
         history=history,
         forget=clients.gone,
         clients=clients,
+        leavers=replace(clients, gone=stay, calls=[]),
+        server_data=clients.problem(min(stay, default=0)),
         schedule=clients.schedule,
         new_server=new_server,
         layout=history.layout,

@@ -130,10 +130,10 @@ def never_trains_a_leaver(method: UnlearningMethod) -> None:
     """Nobody who left is asked, and whoever is asked is asked at least something."""
     model, context = five_clients(clients_per_round=3)
     for leavers in ((LEAVER,), (0, LEAVER, 4)):
-        ctx, clients = watched(context, leavers)
+        ctx, clients, _ = watched(context, leavers)
         method.unlearn(model, ctx)
         require(
-            all(c.clients and c.epochs > 0 for c in clients.calls),
+            all(c.clients and c.epochs != 0 for c in clients.calls),
             never_trains_a_leaver,
             "clients were asked to train nothing",
         )
@@ -144,15 +144,20 @@ def never_trains_a_leaver(method: UnlearningMethod) -> None:
 def costs_what_the_clients_counted(method: UnlearningMethod) -> None:
     """The meter agrees with a count kept by the clients themselves."""
     model, context = five_clients(clients_per_round=3)
-    ctx, clients = watched(context, (LEAVER,))
+    ctx, clients, leavers = watched(context, (LEAVER,))
     cost = run_unlearning(method, model, ctx).cost
-    work = [(c, call.epochs) for call in clients.calls for c in call.clients]
+    calls = [*clients.calls, *leavers.calls]
+    asked = [(c, call) for call in calls for c in call.clients]
+    work = [(c, call.epochs) for c, call in asked if call.epochs is not None]
     counted = {
-        "client_rounds": len(work),
-        "local_steps": sum(ceil(epochs) for _, epochs in work),
-        "examples": sum(ceil(epochs * SIZES[c]) for c, epochs in work),
-        "bytes_down": len(work) * model.nbytes,
-        "bytes_up": len(work) * model.nbytes,
+        "client_rounds": len(asked),
+        "local_steps": sum(ceil(epochs) for _, epochs in work)
+        + sum(call.steps for call in calls),
+        "examples": sum(ceil(epochs * SIZES[c]) for c, epochs in work)
+        + sum(call.samples for call in calls),
+        "bytes_down": len(asked) * model.nbytes,
+        "bytes_up": len(work) * model.nbytes
+        + sum(4 * call.floats for _, call in asked),
     }
     metered = {name: getattr(cost, name) for name in counted}
     require(
@@ -163,14 +168,19 @@ def costs_what_the_clients_counted(method: UnlearningMethod) -> None:
 
 
 def asks_for_clients_if_it_says_so(method: UnlearningMethod) -> None:
-    """A method that does not require clients asks none."""
+    """A method that requires no clients, or no leaver, asks none."""
     model, context = five_clients()
-    ctx, clients = watched(context, (LEAVER,))
+    ctx, clients, leavers = watched(context, (LEAVER,))
     method.unlearn(model, ctx)
     require(
         method.requires.clients or not clients.calls,
         asks_for_clients_if_it_says_so,
         "clients were asked, though requires.clients is false",
+    )
+    require(
+        method.requires.leaver or not leavers.calls,
+        asks_for_clients_if_it_says_so,
+        "the leaver was asked, though requires.leaver is false",
     )
 
 

@@ -14,8 +14,8 @@ from fedunlearn.training import LocalWork
 from simulations.engine import SimulationGrid
 from strategies.directory import Directory
 from strategies.flower_server import asking_all
+from strategies.grid_clients import GridClients
 from strategies.recording import RecordingStrategy
-from strategies.remaining import GridClients
 from tests.flower_helpers import LAYOUT, initial_arrays, small_app, small_task
 
 
