@@ -228,12 +228,12 @@ def test_class_activations_are_means_of_relu_outputs():
 
 def test_class_activations_of_a_convolution_are_averaged_by_class():
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(9, 1, 12, 12)).astype(np.float32)
+    x = rng.normal(size=(9, 1, 16, 16)).astype(np.float32)
     data = ClientData("a", x, np.arange(9) % 3, x[:0], np.zeros(0, np.int64))
     task = LocalTask(
         clients=(data,),
         model=LeNet5(),
-        input_shape=(1, 12, 12),
+        input_shape=(1, 16, 16),
         num_classes=4,
         training=Training(),
     )
