@@ -51,7 +51,7 @@ class LocalTask:
     @property
     def layout(self) -> Layout:
         """Names and shapes of the model's arrays."""
-        return Layout.of(arrays_of(self.module()))
+        return _layout_of(self.model, self.input_shape, self.num_classes)
 
     def num_examples(self, client: ClientId) -> int:
         """Return how many examples a client trains on."""
@@ -131,6 +131,13 @@ class LocalTask:
             losses.append(loss.detach())
         mean = float(torch.stack(losses).mean()) if losses else 0.0
         return layout.flatten(arrays_of(module)), mean
+
+
+@lru_cache(maxsize=32)
+def _layout_of(
+    spec: ModelSpec, input_shape: tuple[int, ...], num_classes: int
+) -> Layout:
+    return Layout.of(arrays_of(_built(spec, input_shape, num_classes)))
 
 
 _BUILDING = threading.Lock()

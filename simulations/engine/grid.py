@@ -20,7 +20,7 @@ from fedunlearn.flower_compat import NODE_UNAVAILABLE, claim_identity, with_id
 from fedunlearn.history import ClientId
 from fedunlearn.training import LocalWork
 from simulations.engine.cluster import Cluster
-from simulations.engine.lockstep import Lockstep, in_lockstep
+from simulations.engine.lockstep import in_lockstep
 from simulations.engine.orders import shared_order
 from simulations.engine.threads import one_thread
 from simulations.engine.trainer import CohortSpec
@@ -122,7 +122,7 @@ class SimulationGrid(Grid):
 
         Args:
             width: How many advance at the same time.
-            runs: Each is called in a thread of its own.
+            runs: Each is ordinary code; they take turns in this thread.
         """
         if self._backend is None:
             raise RunError("a SimulationGrid works inside its with statement only")
@@ -130,8 +130,7 @@ class SimulationGrid(Grid):
         def beside(run: Callable[[SimulationGrid], T], backend: Backend) -> T:
             return run(self._twin(backend))
 
-        lockstep = Lockstep(self._backend)
-        return in_lockstep(lockstep, width, [partial(beside, run) for run in runs])
+        return in_lockstep(self._backend, width, [partial(beside, r) for r in runs])
 
     def _twin(self, backend: Backend) -> "SimulationGrid":
         """Return a grid of the same clients on a backend that is open already."""

@@ -1,17 +1,21 @@
 """Many runs advance together: what they ask at the same time is trained as one.
 
-Every run is a thread with a grid of its own and ordinary code in it. It stops where it
-asks clients; when all have stopped, all their orders go through the kernel in one call.
-The kernel's numbers do not depend on who else is in a call, so a run's do not either.
+Every run is ordinary code that is given a backend, and a greenlet of one thread. Where
+it asks clients the next run goes on; when half of them have asked, their orders go to
+the kernel in one call, and while it computes the other half goes on. The kernel's
+numbers do not depend on who else is in a call, so a run's do not either.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from threading import Condition
-from typing import TypeVar, final
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, TypeVar, final
 
 from flwr.app import RecordDict
+from greenlet import getcurrent, greenlet
 
 from fedunlearn.cohort import CohortResult
 from fedunlearn.errors import RunError
@@ -21,162 +25,132 @@ from simulations.engine.worker import Answer, Backend, Job
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What a run waits for."""
+
+    run: greenlet
+    orders: list[Order]
+
+
 @final
 class Lockstep:
-    """Where runs meet.
+    """The backend of runs that advance together.
 
     Args:
-        backend: Trains what they ask.
+        backend: Trains what they ask; one call at a time.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._changed = Condition()
-        self._running = 0
+        self._hub = getcurrent()
+        self._asked: list[_Question] = []
+        self._calling = Lock()
         self._stopped = False
-        self._waiting: list[_Question] = []
-
-    def join(self) -> "Member":
-        """Add a run; all others wait for it from now on."""
-        with self._changed:
-            self._running += 1
-        return Member(self)
-
-    def leave(self) -> None:
-        """Take a run out; the others do not wait for it any more."""
-        with self._changed:
-            self._running -= 1
-            self._changed.notify_all()
-
-    def stop(self) -> None:
-        """Let every run fail where it asks next."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-
-    def run(self, jobs: Sequence[Job], contents: list[RecordDict]) -> list[Answer]:
-        """Pass on what is no training, one run at a time."""
-        with self._changed:
-            self._check()
-            return self._backend.run(jobs, contents)
-
-    def train(self, orders: Sequence[Order]) -> list[CohortResult]:
-        """Wait until every run asks, then train all orders at once."""
-        question = _Question(list(orders))
-        with self._changed:
-            self._waiting.append(question)
-            self._changed.notify_all()
-            while not question.answered:
-                self._check()
-                if len(self._waiting) == self._running:
-                    self._answer_all()
-                    self._changed.notify_all()
-                else:
-                    self._changed.wait()
-        if question.error is not None:
-            raise question.error
-        return question.results
-
-    def _check(self) -> None:
-        if self._stopped:
-            raise RunError("another run failed, or the runs were stopped")
-
-    def _answer_all(self) -> None:
-        """Train what everybody waits for; a failure is everybody's."""
-        questions, self._waiting = self._waiting, []
-        orders = [order for question in questions for order in question.orders]
-        try:
-            results = iter(self._backend.train(orders))
-            for question in questions:
-                question.results = [next(results) for _ in question.orders]
-        except Exception as error:  # noqa: BLE001 - raised again where it was asked
-            for question in questions:
-                question.error = error
-        for question in questions:
-            question.answered = True
-
-
-class _Question:
-    """What one run waits for."""
-
-    def __init__(self, orders: list[Order]) -> None:
-        self.orders = orders
-        self.results: list[CohortResult] = []
-        self.error: Exception | None = None
-        self.answered = False
-
-
-@final
-class Member:
-    """One run's backend."""
-
-    def __init__(self, lockstep: Lockstep) -> None:
-        self._lockstep = lockstep
-
-    def run(self, jobs: Sequence[Job], contents: list[RecordDict]) -> list[Answer]:
-        """Run what is no training."""
-        return self._lockstep.run(jobs, contents)
 
     @property
     def kernel_seconds(self) -> None:
         """Everybody's, so no one's."""
         return None
 
+    def run(self, jobs: Sequence[Job], contents: list[RecordDict]) -> list[Answer]:
+        """Run what is no training; the others wait."""
+        with self._calling:
+            return self._backend.run(jobs, contents)
+
     def train(self, orders: Sequence[Order]) -> list[CohortResult]:
-        """Train together with the others."""
-        return self._lockstep.train(orders)
+        """Let the other runs go on until the orders are carried out."""
+        if self._stopped:
+            raise RunError("another run failed, or the runs were stopped")
+        self._asked.append(_Question(getcurrent(), list(orders)))
+        results: list[CohortResult] = self._hub.switch()
+        return results
 
     def close(self) -> None:
-        """Take no more part."""
-        self._lockstep.leave()
+        """Do nothing: the backend belongs to whoever opened it."""
+
+    def work_off(self, width: int, work: Callable[[], None]) -> None:
+        """Run ``work`` in ``width`` greenlets until all of them return."""
+        runs = [greenlet(work) for _ in range(width)]
+        with ThreadPoolExecutor(1, "fedunlearn-lockstep") as pool:
+            try:
+                self._go(runs, pool)
+            except BaseException:
+                self._stop(runs)
+                raise
+
+    def _go(self, runs: list[greenlet], pool: ThreadPoolExecutor) -> None:
+        """Resume runs and start kernel calls until no run is left."""
+        ready: deque[Callable[[], Any]] = deque(run.switch for run in runs)
+        flight: tuple[Future[list[CohortResult]], list[_Question]] | None = None
+        while ready or self._asked or flight:
+            if flight and (flight[0].done() or not ready):
+                ready.extend(_landed(*flight))
+                flight = None
+            enough = 2 * len(self._asked) >= sum(not run.dead for run in runs)
+            if self._asked and flight is None and (enough or not ready):
+                questions, self._asked = self._asked, []
+                orders = [order for q in questions for order in q.orders]
+                flight = pool.submit(self._train, orders), questions
+            if ready:
+                ready.popleft()()
+
+    def _train(self, orders: list[Order]) -> list[CohortResult]:
+        with self._calling:
+            return self._backend.train(orders)
+
+    def _stop(self, runs: list[greenlet]) -> None:
+        """End every run where it waits, so that it gives back what it holds."""
+        self._stopped = True
+        for run in runs:
+            if run and not run.dead:
+                with suppress(Exception):  # the first error is the one to be told
+                    run.throw(RunError("another run failed, or the runs were stopped"))
+
+
+def _landed(
+    call: "Future[list[CohortResult]]", questions: list[_Question]
+) -> list[Callable[[], Any]]:
+    """Return what resumes each run with its results, or with the call's error."""
+    try:
+        results = iter(call.result())
+    except Exception as error:  # noqa: BLE001 - raised again where it was asked
+        return [_raising(question.run, error) for question in questions]
+    return [
+        _resuming(question.run, [next(results) for _ in question.orders])
+        for question in questions
+    ]
+
+
+def _raising(run: greenlet, error: Exception) -> Callable[[], Any]:
+    return lambda: run.throw(error)
+
+
+def _resuming(run: greenlet, results: list[CohortResult]) -> Callable[[], Any]:
+    return lambda: run.switch(results)
 
 
 def in_lockstep(
-    lockstep: Lockstep, width: int, runs: Sequence[Callable[[Backend], T]]
+    backend: Backend, width: int, runs: Sequence[Callable[[Backend], T]]
 ) -> list[T]:
     """Return what runs return, in their order.
 
     Args:
-        lockstep: Where they meet.
+        backend: Trains what they ask.
         width: How many advance at the same time.
         runs: Each is given its backend.
 
     Raises:
         Exception: What the first run that failed raised; the others end where they
-            ask next.
+            ask.
     """
-    if not runs:
-        return []
-    results: list[Future[T]] = [Future() for _ in runs]
-    waiting = deque(zip(results, runs, strict=True))
-    # All of them join before one starts: else the first would not wait for the others.
-    members = [lockstep.join() for _ in range(min(width, len(runs)))]
-    with ThreadPoolExecutor(len(members), "fedunlearn-run") as pool:
-        for member in members:
-            pool.submit(_work_off, waiting, member)
-        try:
-            done, _ = wait(results, return_when=FIRST_EXCEPTION)
-            for result in done:
-                result.result()  # raises if it is the one that failed
-            return [result.result() for result in results]
-        except BaseException:
-            waiting.clear()
-            lockstep.stop()
-            raise
+    lockstep, waiting = Lockstep(backend), deque(enumerate(runs))
+    results: dict[int, T] = {}
 
-
-def _work_off(
-    waiting: deque[tuple[Future[T], Callable[[Backend], T]]], member: Member
-) -> None:
-    """Run one after another until none is left."""
-    try:
+    def work() -> None:
         while waiting:
-            result, run = waiting.popleft()
-            try:
-                result.set_result(run(member))
-            except BaseException as error:  # noqa: BLE001 - raised where it is awaited
-                result.set_exception(error)
-    except IndexError:  # another thread took the last one
-        pass
-    finally:
-        member.close()
+            at, run = waiting.popleft()
+            results[at] = run(lockstep)
+
+    lockstep.work_off(min(width, len(runs)), work)
+    return [results[at] for at in range(len(runs))]
