@@ -1,9 +1,9 @@
 """A Flower ClientApp built from a LocalTask, and the question who a node is.
 
 The messages are Flower's own: ``arrays`` and ``config`` go out, ``arrays`` and
-``metrics`` come back. The config may hold ``server-round``, ``seed``, ``epochs`` and
-``proximal-mu``; the metrics hold ``num-examples``, ``num-steps``, ``num-samples`` and
-``train-loss``.
+``metrics`` come back. The config may hold ``server-round``, ``seed``, ``epochs``,
+``proximal-mu`` and ``view``; the metrics hold ``num-examples``, ``num-steps``,
+``num-samples`` and ``train-loss``.
 """
 
 from collections.abc import Callable
@@ -34,6 +34,9 @@ from fedunlearn.training import LocalWork
 NUM_EXAMPLES, NUM_STEPS, NUM_SAMPLES = "num-examples", "num-steps", "num-samples"
 TRAIN_LOSS = "train-loss"
 """Metrics of a reply to an order to train."""
+
+VIEW = "view"
+"""Setting of an order: which part of its data a client uses."""
 
 IDENTIFY = "fedunlearn_identify"
 """Action of the query that asks a node for its partition id."""
@@ -70,7 +73,8 @@ def add_procedures(
         model, work = read_order(message.content, task.layout)
         procedure = decode(next(iter(message.content.config_records.values())), trusted)
         client = partition_of(context)
-        problem = TorchProblem(task, task.clients[client], client, work)
+        data = task.data_of(client, work.view)
+        problem = TorchProblem(task, data, client, work)
         result = np.ascontiguousarray(procedure.run(model, problem), np.float32)
         metrics = MetricRecord(
             {
@@ -167,4 +171,5 @@ def read_work(content: RecordDict) -> LocalWork:
         round_index=int(config.get("server-round", 1)),  # type: ignore[arg-type]
         epochs=None if epochs is None else float(epochs),  # type: ignore[arg-type]
         proximal_mu=float(config.get("proximal-mu", 0.0)),  # type: ignore[arg-type]
+        view=config.get(VIEW, "all"),  # type: ignore[arg-type]
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import ClassVar, Protocol, get_args
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -19,12 +19,13 @@ from fedunlearn.errors import EmptyRoundError, RequirementError
 from fedunlearn.history import ClientId, UpdateHistory
 from fedunlearn.local import LocalProblem, LocalProcedure, Results
 from fedunlearn.params import Layout, Vector
-from fedunlearn.request import Level, UnlearningRequest
+from fedunlearn.request import ALL_LEVELS, Level, UnlearningRequest
 from fedunlearn.requires import About, Requires
 from fedunlearn.schedule import TrainingSchedule
 from fedunlearn.updates import Server, Updates
 
 __all__ = [
+    "ALL_LEVELS",
     "About",
     "Chain",
     "Clients",
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 
-_NOTHING = Requires(levels=get_args(Level))
+_NOTHING = Requires(levels=ALL_LEVELS)
 """What a chain of no steps needs."""
 
 

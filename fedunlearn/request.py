@@ -9,6 +9,9 @@ from fedunlearn.history import ClientId
 
 Level = Literal["client", "sample", "class"]
 """What a request can name: whole clients, examples of a client, all of a class."""
+ALL_LEVELS: tuple[Level, ...] = ("client", "sample", "class")
+View = Literal["all", "remaining", "forgotten"]
+"""Which part of its data a client is to use, seen from a request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,11 +12,15 @@ from torch import nn
 from torch.nn import functional
 
 from fedunlearn.data import ClientData, LazyClients
+from fedunlearn.data.divide import Divided
 from fedunlearn.history import ClientId, Counts
 from fedunlearn.models import ModelSpec
 from fedunlearn.models.state import arrays_of, initial_vector, load, tensor_view
 from fedunlearn.params import Layout, Vector
+from fedunlearn.request import View
 from fedunlearn.training import LocalWork, Training, batch_order, samples_of
+
+_WHOLE = Divided()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class LocalTask:
         input_shape: Shape of one example.
         num_classes: Number of classes.
         training: How it is trained.
+        divided: What a request takes from whom.
     """
 
     clients: Sequence[ClientData]
@@ -47,21 +52,26 @@ class LocalTask:
     input_shape: tuple[int, ...]
     num_classes: int
     training: Training
+    divided: Divided = _WHOLE
 
     @property
     def layout(self) -> Layout:
         """Names and shapes of the model's arrays."""
         return _layout_of(self.model, self.input_shape, self.num_classes)
 
-    def num_examples(self, client: ClientId) -> int:
+    def data_of(self, client: ClientId, view: View = "all") -> ClientData:
+        """Return what a client holds, or a part of it."""
+        return self.divided.of(client, self.clients[client], view)
+
+    def num_examples(self, client: ClientId, view: View = "all") -> int:
         """Return how many examples a client trains on."""
-        if isinstance(self.clients, LazyClients):
+        if view == "all" and isinstance(self.clients, LazyClients):
             return self.clients.sizes[client]
-        return len(self.clients[client].y)
+        return len(self.data_of(client, view).y)
 
     def samples(self, clients: Sequence[ClientId], work: LocalWork) -> Counts:
         """Return how many examples clients pass through their models, ``(K,)``."""
-        sizes = [self.num_examples(client) for client in clients]
+        sizes = [self.num_examples(client, work.view) for client in clients]
         return samples_of(sizes, self.training, work)
 
     def module(self) -> nn.Module:
@@ -85,7 +95,7 @@ class LocalTask:
             model: Where to start, shape ``(P,)``; not written to.
             work: Round, seed and length.
         """
-        data = self.clients[client]
+        data = self.data_of(client, work.view)
         batches = batch_order(len(data.y), self.training, client, work)
         after, loss = self.descend(data, model, batches, work.proximal_mu)
         samples = sum(map(len, batches))

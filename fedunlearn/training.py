@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from fedunlearn.cohort import Batches
 from fedunlearn.history import ClientId
+from fedunlearn.request import View
 from fedunlearn.rng import Streams, check_stream
 
 
@@ -57,6 +59,7 @@ class LocalWork:
             order.
         epochs: Local epochs; None takes the task's own.
         proximal_mu: Weight of FedProx's term, ``mu/2 ||w - w_global||^2``.
+        view: Which part of its data a client uses.
 
     Raises:
         ValueError: If a number lies outside its range.
@@ -66,10 +69,13 @@ class LocalWork:
     round_index: int
     epochs: float | None = None
     proximal_mu: float = 0.0
+    view: View = "all"
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         check_stream(self.seed, (self.round_index,))
+        if self.view not in get_args(View):
+            raise ValueError(f"view must be one of {get_args(View)}, got {self.view!r}")
         for name, value in (("epochs", self.epochs), ("proximal_mu", self.proximal_mu)):
             if value is not None and not 0 <= value < inf:
                 raise ValueError(f"{name} must be finite and not negative, got {value}")

@@ -68,6 +68,8 @@ def _scenario(
         k: v for k, v in {**own, **given}.items() if k in Outline.__dataclass_fields__
     }
     simple["forget"] = [str(c) for c in _as_list("forget", simple.get("forget", []))]
+    shares = _section(simple, "forget_samples")
+    simple["forget_samples"] = {str(client): share for client, share in shares.items()}
     outline = build(Outline, simple, "")
     parts, resolved = {}, plain(outline)
     for section, (kind, table, default) in _TABLES.items():

@@ -129,7 +129,7 @@ def _compared(
         },
         client_names=prepared.federation.names,
         label_counts=prepared.federation.label_counts(),
-        forget=tuple(sorted(prepared.forget)),
+        forget=tuple(sorted(prepared.request.clients)),
     )
 
 

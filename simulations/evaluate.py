@@ -35,8 +35,8 @@ Metrics = dict[str, float | None]
 class Evaluator:
     """Knows the data sets a model is measured on.
 
-    ``forget`` is the leavers' own training data without any planted trigger,
-    ``forget_holdout`` what the same clients never trained on.
+    ``forget`` is the training data that is to be forgotten, without any planted
+    trigger, ``forget_holdout`` what is like it and nobody ever trained on.
 
     Attributes:
         prepared: The scenario's data.
@@ -47,9 +47,9 @@ class Evaluator:
     @cached_property
     def sets(self) -> Mapping[str, Examples]:
         """Name -> examples ``(n, ...)`` and labels ``(n,)``."""
-        federation, leavers = self.prepared.federation, self.prepared.forget
-        gone = [federation.clients[c] for c in sorted(leavers)]
-        stay = [d for c, d in enumerate(federation.clients) if c not in leavers]
+        federation, divided = self.prepared.federation, self.prepared.divided
+        gone = [divided.forgotten[c] for c in sorted(divided.forgotten)]
+        stay = [divided.remaining.get(c, d) for c, d in enumerate(federation.clients)]
         return {
             "test": (federation.x_test, federation.y_test),
             "retain": _joined(stay),

@@ -1,7 +1,5 @@
 """How much of a difference between two models is nothing but rounding."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from fedunlearn.method import continue_training
@@ -23,7 +21,7 @@ def noise_floor(runs: Runs, trained: Trained) -> float:
         ``||w' - w|| / ||w - w_0||``: a share of the way that training went.
     """
     seed, rounds = trained.schedule.seed, trained.schedule.rounds
-    everybody = replace(runs.context(trained, trained.history), forget=frozenset())
+    everybody = runs.without_request(trained)
     with quiet_flower():
         again = continue_training(
             nudged(trained.initial, seed), everybody, range(1, rounds + 1)

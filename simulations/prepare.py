@@ -1,13 +1,15 @@
 """From a scenario to data, task and leavers: what all seeds share."""
 
 from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
 
 from fedunlearn.client import client_app
 from fedunlearn.data import ClientData, Dataset, Federation, clients_of, federate
 from fedunlearn.data.backdoor import Backdoor
-from fedunlearn.errors import ConfigError
+from fedunlearn.data.divide import Divided, divide
+from fedunlearn.errors import ConfigError, RequestError
 from fedunlearn.history import ClientId
 from fedunlearn.local import LocalProblem, anything
 from fedunlearn.method import UnlearningRequest
@@ -27,7 +29,7 @@ from simulations.engine.kernels import (
 )
 from simulations.engine.threads import usable_cores
 from simulations.engine.trainer import CohortSpec
-from simulations.scenario import Scenario
+from simulations.scenario import Outline, Scenario
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +40,8 @@ class Prepared:
         scenario: Where it came from.
         federation: The clean data.
         task: What clients train on: the same data, with the backdoor if there is one.
-        request: Who leaves.
+        request: Who leaves, and what else is to be forgotten.
+        divided: What that takes from whom, of the clean data.
         server_data: Examples of the server's own, or None.
     """
 
@@ -46,6 +49,7 @@ class Prepared:
     federation: Federation
     task: LocalTask
     request: UnlearningRequest
+    divided: Divided
     server_data: ClientData | None = None
 
     def server_problem(self, seed: int) -> LocalProblem | None:
@@ -58,8 +62,13 @@ class Prepared:
 
     @property
     def forget(self) -> frozenset[ClientId]:
-        """The leavers."""
-        return self.request.clients
+        """The leavers, and who is left with nothing to train on."""
+        return self.request.clients | self.divided.gone
+
+    @property
+    def shrunk(self) -> frozenset[ClientId]:
+        """The clients that stay and lose a part of their data."""
+        return self.divided.shrunk
 
 
 def prepare(scenario: Scenario) -> Prepared:
@@ -80,11 +89,15 @@ def prepare(scenario: Scenario) -> Prepared:
     federation, server_data = _server_share(federation, scenario)
     everybody = range(len(federation.clients))
     _check_cohort(outline.clients_per_round, len(everybody))
-    leavers = frozenset(federation.client_id(c) for c in outline.forget)
-    request = UnlearningRequest(clients=leavers)
+    request = _request(federation, scenario.outline)
     request.check(everybody)
+    divided = divide(federation.clients, request)
+    if divided.gone >= set(everybody):
+        raise RequestError("nothing would remain to train on")
+    planted = _planted(federation, scenario, request.clients).clients
     task = LocalTask(
-        clients=_planted(federation, scenario, leavers).clients,
+        clients=planted,
+        divided=divide(planted, request),
         model=scenario.model,
         input_shape=federation.input_shape,
         num_classes=federation.num_classes,
@@ -96,7 +109,28 @@ def prepare(scenario: Scenario) -> Prepared:
         federation=federation,
         task=task,
         request=request,
+        divided=divided,
         server_data=server_data,
+    )
+
+
+def _request(federation: Federation, outline: Outline) -> UnlearningRequest:
+    """Return who and what is to be forgotten."""
+    rows = {}
+    for name, share in outline.forget_samples.items():
+        client = federation.client_id(name)
+        size = len(federation.clients[client].y)
+        order = derive(outline.data_seed, "forgotten samples", client).permutation(size)
+        rows[client] = tuple(sorted(order[: ceil(share * size)].tolist()))
+    known = range(federation.num_classes)
+    if others := [k for k in outline.forget_classes if k not in known]:
+        raise ConfigError(
+            f"forget_classes: {others[0]} is not one of {len(known)} classes"
+        )
+    return UnlearningRequest(
+        clients=frozenset(federation.client_id(c) for c in outline.forget),
+        samples=rows,
+        classes=frozenset(outline.forget_classes),
     )
 
 

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 from flwr.serverapp import Grid
 
+from fedunlearn.client import VIEW
 from fedunlearn.cost import UnlearningOutcome, run_unlearning
 from fedunlearn.errors import FedUnlearnError, RequirementError, RunError
 from fedunlearn.history import ClientId, DiskHistory, InMemoryHistory, UpdateHistory
@@ -131,30 +132,48 @@ class Runs:
 
     def context(self, trained: Trained, history: UpdateHistory) -> UnlearningContext:
         """Return what a method of one seed may look at."""
-        seed = trained.schedule.seed
-        task, rule = self.prepared.task, self.prepared.scenario.server
-        layout = task.layout
-        with quiet_flower():
-            extra = client_config(rule.strategy(), trained.initial, layout)
-
-        clients = GridClients(
-            grid=self.grid,
-            layout=layout,
-            config={**extra, "seed": seed},
-            directory=self.directory,
+        prepared = self.prepared
+        seed, rule, layout = (
+            trained.schedule.seed,
+            prepared.scenario.server,
+            prepared.task.layout,
         )
-        online = self.prepared.scenario.outline.leavers_online
+        remaining, leavers = _parted(self._everybody(trained), prepared.shrunk)
+        online = prepared.scenario.outline.leavers_online
         return UnlearningContext(
             history=history,
-            forget=self.prepared.forget,
-            clients=clients,
-            leavers=clients if online else None,
-            request=self.prepared.request,
-            server_data=self.prepared.server_problem(seed),
+            forget=prepared.forget,
+            clients=remaining,
+            leavers=leavers if online else None,
+            request=prepared.request,
+            shrunk=prepared.shrunk,
+            server_data=prepared.server_problem(seed),
             schedule=trained.schedule,
             new_server=partial(server_of, rule, layout),
             layout=layout,
             rng=derive(seed, "method"),
+        )
+
+    def without_request(self, trained: Trained) -> UnlearningContext:
+        """Return the context of a seed in which nobody leaves."""
+        return replace(
+            self.context(trained, trained.history),
+            forget=frozenset(),
+            shrunk=frozenset(),
+            clients=self._everybody(trained),
+        )
+
+    def _everybody(self, trained: Trained) -> GridClients:
+        """Return all clients with all their data."""
+        layout = self.prepared.task.layout
+        with quiet_flower():
+            rule = self.prepared.scenario.server.strategy()
+            extra = client_config(rule, trained.initial, layout)
+        return GridClients(
+            grid=self.grid,
+            layout=layout,
+            config={**extra, "seed": trained.schedule.seed},
+            directory=self.directory,
         )
 
     def _unlearn(
@@ -216,6 +235,22 @@ class Runs:
         if self.folder is not None:
             self.folder.save_row(row, trained.history.layout, outcome.model)
         return row
+
+
+def _parted(
+    everybody: GridClients, shrunk: frozenset[ClientId]
+) -> tuple[GridClients, GridClients]:
+    """Return the clients with what remains, and with what is to be forgotten.
+
+    Where whole clients leave, all of one's data is of one kind and orders say nothing.
+    """
+    if not shrunk:
+        return everybody, everybody
+    views = ("remaining", "forgotten")
+    remaining, forgotten = (
+        replace(everybody, config={**everybody.config, VIEW: view}) for view in views
+    )
+    return remaining, forgotten
 
 
 @contextmanager

@@ -99,6 +99,9 @@ class Outline:
         clients: Number of clients; None takes the data's natural ones.
         clients_per_round: Clients asked a round; None asks all.
         forget: The leavers, by id or name.
+        forget_samples: Client, by id or name -> share of its training examples that it
+            takes back, in (0, 1]; which ones follows from ``data_seed``.
+        forget_classes: Classes whose examples all clients take back.
         methods: What is compared: names of methods, or ``name@variant``.
         holdout: Share of its data each client keeps out of training.
         data_seed: Seed of the partition and the holdouts, the same for all ``seeds``.
@@ -114,13 +117,15 @@ class Outline:
     clients: int | None = None
     clients_per_round: int | None = None
     forget: tuple[str, ...] = ()
+    forget_samples: dict[str, float] = field(default_factory=dict)
+    forget_classes: tuple[int, ...] = ()
     methods: tuple[str, ...] = ("nothing", "retrain")
     holdout: float = 0.2
     data_seed: int = 0
     leavers_online: bool = True
     server_examples: int = 0
 
-    def __post_init__(self) -> None:  # noqa: C901 - one check a field
+    def __post_init__(self) -> None:  # noqa: C901, PLR0912 - one check a field
         """Refuse values outside their range."""
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be distinct and at least one: {self.seeds}")
@@ -137,8 +142,13 @@ class Outline:
             raise ValueError(
                 f"clients_per_round must be at least 1, got {self.clients_per_round}"
             )
-        if not self.forget:
+        if not (self.forget or self.forget_samples or self.forget_classes):
             raise ValueError("forget must name at least one client")
+        for client, share in self.forget_samples.items():
+            if not 0 < share <= 1:
+                raise ValueError(
+                    f"forget_samples.{client} must lie in (0, 1], got {share}"
+                )
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods must be distinct, got {list(self.methods)}")
         if not 0 <= self.holdout < 1:

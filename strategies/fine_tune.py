@@ -7,7 +7,13 @@ forgetting). A method that needs the same budget and does no better adds nothing
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedunlearn.method import About, Requires, UnlearningContext, continue_training
+from fedunlearn.method import (
+    ALL_LEVELS,
+    About,
+    Requires,
+    UnlearningContext,
+    continue_training,
+)
 from fedunlearn.params import Vector
 
 
@@ -26,7 +32,7 @@ class FineTune:
         cost="R K E at clients",
         source="natural forgetting; the baseline at equal budget",
     )
-    requires: ClassVar[Requires] = Requires(clients=True)
+    requires: ClassVar[Requires] = Requires(clients=True, levels=ALL_LEVELS)
 
     def __post_init__(self) -> None:
         """Refuse a negative number of rounds."""

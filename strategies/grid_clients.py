@@ -36,7 +36,7 @@ class GridClients:
 
     grid: Grid
     layout: Layout
-    config: Mapping[str, float]
+    config: Mapping[str, float | str]
     directory: Directory = field(default_factory=Directory)
     carried: Mapping[str, Array] = field(default_factory=dict)
     timeout: float | None = None

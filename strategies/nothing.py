@@ -7,7 +7,7 @@ forgetting.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedunlearn.method import About, Requires, UnlearningContext
+from fedunlearn.method import ALL_LEVELS, About, Requires, UnlearningContext
 from fedunlearn.params import Vector
 
 
@@ -20,7 +20,7 @@ class Nothing:
         cost="0",
         source="the control that every test must refute",
     )
-    requires: ClassVar[Requires] = Requires()
+    requires: ClassVar[Requires] = Requires(levels=ALL_LEVELS)
 
     def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
         """Return a copy of ``model``."""

@@ -8,7 +8,13 @@ a training run in which they never existed.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedunlearn.method import About, Requires, UnlearningContext, continue_training
+from fedunlearn.method import (
+    ALL_LEVELS,
+    About,
+    Requires,
+    UnlearningContext,
+    continue_training,
+)
 from fedunlearn.params import Vector
 
 
@@ -22,7 +28,9 @@ class Retrain:
         cost="T K E at clients",
         source="the definition of unlearning",
     )
-    requires: ClassVar[Requires] = Requires(broadcasts="initial", clients=True)
+    requires: ClassVar[Requires] = Requires(
+        broadcasts="initial", clients=True, levels=ALL_LEVELS
+    )
 
     def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
         """Return the model after as many rounds as were trained."""

@@ -59,9 +59,26 @@ def _who_left(scenario: Mapping[str, Any], leavers: Sequence[str]) -> str:
     each = f", {cohort} of them in each round" if cohort < clients else ""
     return (
         f"{plural(clients, 'client')} trained a model together for "
-        f"{plural(rounds, 'round')}{each}; then "
-        f"{listed([clean(name) for name in leavers]) or 'nobody'} left."
+        f"{plural(rounds, 'round')}{each}; then {_what_went(scenario, leavers)}."
     )
+
+
+def _what_went(scenario: Mapping[str, Any], leavers: Sequence[str]) -> str:
+    """Return who left and what was taken back."""
+    shares, classes = scenario.get("forget_samples"), scenario.get("forget_classes")
+    named = set(scenario.get("forget") or ()) or not (shares or classes)
+    parts = []
+    if named:
+        parts.append(f"{listed([clean(name) for name in leavers]) or 'nobody'} left")
+    for client, share in (shares or {}).items():
+        parts.append(
+            f"client {clean(client)} took back {100 * share:.3g} % of its data"
+        )
+    if classes:
+        plain = listed([str(k) for k in classes])
+        word = "class" if len(classes) == 1 else "classes"
+        parts.append(f"all examples of {word} {plain} were taken back")
+    return " and ".join(parts)
 
 
 def _scores(rows: Sequence[Row]) -> list[str]:

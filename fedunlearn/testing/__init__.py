@@ -1,11 +1,7 @@
 """Closed-form federations and the laws every unlearning method obeys; NumPy only."""
 
-from fedunlearn.testing.federation import (
-    QuadraticClients,
-    TrainCall,
-    make_context,
-    quadratic_federation,
-)
+from fedunlearn.testing.clients import QuadraticClients, TrainCall
+from fedunlearn.testing.federation import make_context, quadratic_federation
 from fedunlearn.testing.laws import (
     LAWS,
     check_method,

@@ -10,11 +10,8 @@ from fedunlearn.method import UnlearningContext, UnlearningMethod
 from fedunlearn.params import Vector
 from fedunlearn.rng import derive
 from fedunlearn.schedule import TrainingSchedule
-from fedunlearn.testing.federation import (
-    ContextFactory,
-    QuadraticClients,
-    quadratic_federation,
-)
+from fedunlearn.testing.clients import QuadraticClients
+from fedunlearn.testing.federation import ContextFactory, quadratic_federation
 
 Law = Callable[[UnlearningMethod], None]
 

@@ -6,13 +6,14 @@ closed form, so a method needs no torch and no Flower to be checked.
 """
 
 from math import ceil
+from typing import get_args
 
 import numpy as np
 
 from fedunlearn.cost import run_unlearning
 from fedunlearn.errors import FedUnlearnError, LeaverContactError
 from fedunlearn.history import records
-from fedunlearn.method import UnlearningMethod
+from fedunlearn.method import Level, UnlearningMethod, unmet_requirements
 from fedunlearn.params import norm
 from fedunlearn.testing.bench import (
     LEAVER,
@@ -214,6 +215,22 @@ def keeps_a_model_the_leaver_never_touched(method: UnlearningMethod) -> None:
         )
 
 
+def serves_the_levels_it_names(method: UnlearningMethod) -> None:
+    """What it says it can forget it forgets; what it does not say is refused."""
+    model, context = five_clients(clients_per_round=3)
+    for level in get_args(Level):
+        ctx = context((LEAVER, 3), level=level)
+        if level not in method.requires.levels:
+            require(
+                any("level" in need for need in unmet_requirements(method, ctx)),
+                serves_the_levels_it_names,
+                f"a request of level {level} is not refused",
+            )
+            continue
+        outcome = run_unlearning(method, model, ctx)
+        require_like(serves_the_levels_it_names, outcome.model, model)
+
+
 LAWS: tuple[Law, ...] = (
     keeps_shape_and_dtype,
     accepts_partial_participation,
@@ -228,5 +245,6 @@ LAWS: tuple[Law, ...] = (
     costs_what_the_clients_counted,
     asks_for_clients_if_it_says_so,
     does_not_care_for_names,
+    serves_the_levels_it_names,
 )
 """Every law, in the order in which they are checked."""

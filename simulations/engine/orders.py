@@ -58,7 +58,9 @@ def cut(orders: Sequence[Order], task: LocalTask, parts: int) -> list[list[Piece
         parts: How many, about.
     """
     work = [
-        task.num_examples(client) * (order.work.epochs or task.training.epochs) + 1
+        task.num_examples(client, order.work.view)
+        * (order.work.epochs or task.training.epochs)
+        + 1
         for order in orders
         for client in order.clients
     ]

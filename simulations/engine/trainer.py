@@ -157,7 +157,7 @@ def cohort_of(task: LocalTask, orders: Sequence[Order]) -> Cohort:
     """Return the clients of all orders as one cohort."""
     data, parts = [], []
     for order in orders:
-        held = [task.clients[client] for client in order.clients]
+        held = [task.data_of(client, order.work.view) for client in order.clients]
         sizes = [len(one.y) for one in held]
         parts.append(plan(order.clients, sizes, task.training, order.work))
         data += held
