@@ -18,6 +18,7 @@ from fedunlearn.method import (
     check_requirements,
 )
 from fedunlearn.params import Vector
+from fedunlearn.rewrite import Steps
 from fedunlearn.updates import Updates
 
 _FLOAT32_BYTES = 4
@@ -53,6 +54,13 @@ class UnlearningCost:
     history_peak_bytes: int = 0
     simulated_seconds: float | None = None
 
+    def __add__(self, other: "UnlearningCost") -> "UnlearningCost":
+        """Return the cost of both; a peak is the higher one."""
+        own, more = asdict(self), asdict(other)
+        sums = {k: own[k] + more[k] for k in own if None not in (own[k], more[k])}
+        peak = max(self.history_peak_bytes, other.history_peak_bytes)
+        return UnlearningCost(**{**sums, "history_peak_bytes": peak})
+
     def ratio_to(self, other: "UnlearningCost") -> dict[str, float | None]:
         """Return each quantity over ``other``'s; None where that is zero."""
         own, base = asdict(self), asdict(other)
@@ -65,10 +73,11 @@ COST_NAMES = tuple(f.name for f in fields(UnlearningCost))
 
 @dataclass(frozen=True, slots=True)
 class UnlearningOutcome:
-    """The unlearned model, shape ``(P,)``, and its price."""
+    """The unlearned model, shape ``(P,)``, its price, and the steps if watched."""
 
     model: Vector
     cost: UnlearningCost
+    steps: Steps = field(default_factory=Steps)
 
 
 class Trainings(Protocol):
@@ -164,7 +173,7 @@ class MeteredClients:
         self.meter.seconds += time.perf_counter() - start
         size = updates.before.size * _FLOAT32_BYTES
         self.meter.count(updates, len(ids), size, size)
-        return updates
+        return replace(updates, round_index=round_index)
 
     def run(
         self,
@@ -198,6 +207,8 @@ def run_unlearning(
     model: Vector,
     ctx: UnlearningContext,
     clock: Clock | None = None,
+    *,
+    watch: bool = False,
 ) -> UnlearningOutcome:
     """Run ``method`` behind the meter.
 
@@ -206,16 +217,18 @@ def run_unlearning(
         model: The trained model, shape ``(P,)``.
         ctx: What it may use.
         clock: Tells how long trainings would take; None simulates no clock.
+        watch: Whether to keep the server's steps, to rewrite the history from.
 
     Raises:
         RequirementError: If the history or the clients cannot serve it; nothing ran.
         RunError: If it returns a model of another shape or one that is not finite.
     """
     check_requirements(method, ctx)
-    meter, history = Meter(clock), MeteredHistory(ctx.history)
+    meter, history, steps = Meter(clock), MeteredHistory(ctx.history), Steps()
     own = replace(
         ctx,
-        clients=MeteredClients(ctx.clients, ctx.forget, meter),
+        clients=MeteredClients(ctx.clients, ctx.forget | ctx.departed, meter),
+        new_server=steps.watch(ctx.new_server) if watch else ctx.new_server,
         leavers=_leavers(method, ctx, meter),
         history=history,
     )
@@ -230,7 +243,7 @@ def run_unlearning(
         history_bytes=history.nbytes,
         history_peak_bytes=history.inner.holds.peak_bytes if history.read else 0,
     )
-    return UnlearningOutcome(result, cost)
+    return UnlearningOutcome(result, cost, steps)
 
 
 def _leavers(

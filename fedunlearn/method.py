@@ -115,6 +115,7 @@ class UnlearningContext:
         rng: The method's only source of randomness.
         request: All that was asked; None stands for ``forget`` alone.
         shrunk: Clients that stay and lose a part of their data.
+        departed: Clients that left by an earlier request; the history is without them.
         server_data: Examples of the server's own, or None.
     """
 
@@ -128,6 +129,7 @@ class UnlearningContext:
     leavers: Clients | None = None
     request: UnlearningRequest | None = None
     shrunk: frozenset[ClientId] = frozenset()
+    departed: frozenset[ClientId] = frozenset()
     server_data: LocalProblem | None = None
 
     @property
@@ -219,7 +221,7 @@ def unmet_requirements(
     leavers = frozenset[ClientId]() if ctx.leavers is None else ctx.leavers.ids
     wanting = {
         "at least one remaining client": needs.clients
-        and not ctx.clients.ids - ctx.forget,
+        and not ctx.clients.ids - ctx.forget - ctx.departed,
         "the leaver to answer": needs.leaver and not ctx.touched <= leavers,
         "data on the server": needs.server_data and ctx.server_data is None,
         "a server rule that is a weighted mean": needs.mean

@@ -23,6 +23,7 @@ class Updates:
         num_examples: Training examples each holds, the aggregation weight, ``(K,)``.
         num_steps: Local optimiser steps each took, ``(K,)``.
         num_samples: Examples each passed through its model, ``(K,)``.
+        round_index: The round they belong to; None if to none.
     """
 
     clients: tuple[ClientId, ...]
@@ -31,6 +32,7 @@ class Updates:
     num_examples: Counts
     num_steps: Counts
     num_samples: Counts
+    round_index: int | None = None
 
     @classmethod
     def of_deltas(
@@ -39,6 +41,7 @@ class Updates:
         deltas: Matrix,
         clients: Sequence[ClientId],
         num_examples: Counts,
+        round_index: int | None = None,
     ) -> "Updates":
         """Return updates known by their differences, such as stored or rescaled ones.
 
@@ -47,6 +50,7 @@ class Updates:
             deltas: After minus before, shape ``(K, P)``.
             clients: Whose they are, ascending.
             num_examples: Aggregation weights, shape ``(K,)``.
+            round_index: The round that a step with them stands for; None if for none.
         """
         nothing = np.zeros(len(clients), np.int64)
         return cls(
@@ -56,6 +60,7 @@ class Updates:
             num_examples=num_examples,
             num_steps=nothing,
             num_samples=nothing,
+            round_index=round_index,
         )
 
     @property

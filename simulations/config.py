@@ -15,7 +15,7 @@ from fedunlearn.errors import ConfigError, UnknownNameError, did_you_mean
 from fedunlearn.method import UnlearningMethod
 from fedunlearn.models import MODELS
 from fedunlearn.training import Training
-from simulations.scenario import Engine, Outline, Recording, Scenario
+from simulations.scenario import Asked, Engine, Outline, Recording, Scenario
 from simulations.schema import (
     build,
     one_line,
@@ -68,9 +68,10 @@ def _scenario(
         k: v for k, v in {**own, **given}.items() if k in Outline.__dataclass_fields__
     }
     simple["forget"] = [str(c) for c in _as_list("forget", simple.get("forget", []))]
-    shares = _section(simple, "forget_samples")
-    simple["forget_samples"] = {str(client): share for client, share in shares.items()}
+    for key in ("forget_samples", "returns"):
+        simple[key] = {str(k): v for k, v in _section(simple, key).items()}
     outline = build(Outline, simple, "")
+    requests = _requests(outline, {**own, **given}.get("requests") or [])
     parts, resolved = {}, plain(outline)
     for section, (kind, table, default) in _TABLES.items():
         name, fields = _choice(section, default, groups, own, given)
@@ -83,6 +84,7 @@ def _scenario(
         parts[section] = build(schema, fields, section)
         resolved[section] = plain(parts[section])
     backdoor = _backdoor(own, given)
+    resolved["requests"] = [plain(asked) for asked in requests]
     resolved["backdoor"] = None if backdoor is None else plain(backdoor)
     for label in sorted({*own, *given}):
         if label.split("@")[0] in METHODS:
@@ -95,8 +97,37 @@ def _scenario(
     methods = {label: _method(label, groups, own, given) for label in outline.methods}
     resolved |= {label: plain(method) for label, method in methods.items()}
     return Scenario(
-        outline=outline, backdoor=backdoor, methods=methods, resolved=resolved, **parts
+        outline=outline,
+        backdoor=backdoor,
+        requests=requests,
+        methods=methods,
+        resolved=resolved,
+        **parts,
     )
+
+
+def _requests(outline: Outline, listed: object) -> tuple[Asked, ...]:
+    """Return several requests by time, or nothing if the outline holds the only one."""
+    single = outline.forget or outline.forget_samples or outline.forget_classes
+    entries = _as_list("requests", listed)
+    if bool(single) == bool(entries):
+        raise ConfigError(
+            "requests must not stand beside forget, forget_samples or forget_classes"
+            if entries
+            else "forget must name at least one client"
+        )
+    asked = []
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"requests.{number} must be a group of keys")
+        name = f"requests.{number}"
+        leavers = _as_list(f"{name}.forget", entry.get("forget", []))
+        fields = {**entry, "forget": [str(client) for client in leavers]}
+        request: Asked = build(Asked, fields, name)
+        if (request.after_round or 0) > outline.rounds:
+            raise ConfigError(f"{name}.after_round is beyond {outline.rounds} rounds")
+        asked.append(request)
+    return tuple(sorted(asked, key=lambda a: a.after_round or outline.rounds))
 
 
 def _choice(
@@ -182,6 +213,7 @@ def _check_keys(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         *_TABLES,
         *_PLAIN_SECTIONS,
         "backdoor",
+        "requests",
         *METHODS,
     ]
     for key in (*own, *given):

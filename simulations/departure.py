@@ -20,7 +20,7 @@ from simulations.events import Listener, tell
 from simulations.noise import noise_floor
 from simulations.prepare import Prepared, open_grid, prepare
 from simulations.run_folder import RunFolder
-from simulations.runs import Runs
+from simulations.runs import JOINT, Runs
 from simulations.scenario import Scenario
 from simulations.train import Trained
 from strategies import Retrain
@@ -71,6 +71,7 @@ def compare(
     """
     chosen = _chosen(scenario.methods if methods is None else methods)
     prepared = prepare(scenario)
+    chosen |= _jointly(prepared, chosen)
     if scenario.engine.kernel == AUTO and available() is None:
         tell(listeners, "no_compiler", kernel=prepared.scenario.engine.kernel)
     if out is None:
@@ -144,6 +145,19 @@ def _noise(runs: Runs, trained: Trained) -> float | None:
         if folder is not None:
             folder.save_noise(seed, noise)
     return noise
+
+
+def _jointly(
+    prepared: Prepared, chosen: Mapping[str, UnlearningMethod]
+) -> dict[str, UnlearningMethod]:
+    """Return the methods once more, to be asked everything at once, where that differs.
+
+    That needs several requests and all of them after training.
+    """
+    total = prepared.scenario.outline.rounds
+    if len(prepared.removals) == 1 or any(r.after < total for r in prepared.removals):
+        return {}
+    return {f"{label}{JOINT}": method for label, method in chosen.items()}
 
 
 def _chosen(methods: Mapping[str, UnlearningMethod]) -> dict[str, UnlearningMethod]:

@@ -1,7 +1,7 @@
 """From a scenario to data, task and leavers: what all seeds share."""
 
-from dataclasses import dataclass, replace
-from math import ceil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,7 +29,9 @@ from simulations.engine.kernels import (
 )
 from simulations.engine.threads import usable_cores
 from simulations.engine.trainer import CohortSpec
-from simulations.scenario import Outline, Scenario
+from simulations.requests import joint, removals_of, requests_of, with_returns
+from simulations.scenario import Scenario
+from simulations.sequence import Removal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,8 @@ class Prepared:
         task: What clients train on: the same data, with the backdoor if there is one.
         request: Who leaves, and what else is to be forgotten.
         divided: What that takes from whom, of the clean data.
+        removals: The same request by request.
+        joins: Client -> the first round it takes part in, if that is not the first.
         server_data: Examples of the server's own, or None.
     """
 
@@ -50,6 +54,8 @@ class Prepared:
     task: LocalTask
     request: UnlearningRequest
     divided: Divided
+    removals: tuple[Removal, ...]
+    joins: Mapping[ClientId, int] = field(default_factory=dict)
     server_data: ClientData | None = None
 
     def server_problem(self, seed: int) -> LocalProblem | None:
@@ -87,9 +93,11 @@ def prepare(scenario: Scenario) -> Prepared:
         seed=outline.data_seed,
     )
     federation, server_data = _server_share(federation, scenario)
+    federation, joins = with_returns(federation, outline)
     everybody = range(len(federation.clients))
     _check_cohort(outline.clients_per_round, len(everybody))
-    request = _request(federation, scenario.outline)
+    requests = requests_of(federation, scenario)
+    request = joint([asked for asked, _ in requests])
     request.check(everybody)
     divided = divide(federation.clients, request)
     if divided.gone >= set(everybody):
@@ -110,27 +118,9 @@ def prepare(scenario: Scenario) -> Prepared:
         task=task,
         request=request,
         divided=divided,
+        removals=removals_of(requests, divided),
+        joins=joins,
         server_data=server_data,
-    )
-
-
-def _request(federation: Federation, outline: Outline) -> UnlearningRequest:
-    """Return who and what is to be forgotten."""
-    rows = {}
-    for name, share in outline.forget_samples.items():
-        client = federation.client_id(name)
-        size = len(federation.clients[client].y)
-        order = derive(outline.data_seed, "forgotten samples", client).permutation(size)
-        rows[client] = tuple(sorted(order[: ceil(share * size)].tolist()))
-    known = range(federation.num_classes)
-    if others := [k for k in outline.forget_classes if k not in known]:
-        raise ConfigError(
-            f"forget_classes: {others[0]} is not one of {len(known)} classes"
-        )
-    return UnlearningRequest(
-        clients=frozenset(federation.client_id(c) for c in outline.forget),
-        samples=rows,
-        classes=frozenset(outline.forget_classes),
     )
 
 

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from flwr.serverapp import Grid
 
 from fedunlearn.client import VIEW
-from fedunlearn.cost import UnlearningOutcome, run_unlearning
+from fedunlearn.cost import UnlearningOutcome
 from fedunlearn.errors import FedUnlearnError, RequirementError, RunError
 from fedunlearn.history import ClientId, DiskHistory, InMemoryHistory, UpdateHistory
 from fedunlearn.method import (
@@ -28,6 +28,7 @@ from simulations.events import Listener, tell
 from simulations.journal import JournaledClients, close_journal
 from simulations.prepare import Prepared
 from simulations.run_folder import RunFolder
+from simulations.sequence import Removal, run_removals
 from simulations.train import Curve, Trained, clock_of, quiet_flower, train
 from simulations.watched import WatchedClients
 from strategies import METHODS
@@ -35,6 +36,9 @@ from strategies.directory import Directory
 from strategies.flower_server import client_config
 from strategies.grid_clients import GridClients
 from strategies.server_rules import server_of
+
+JOINT = "+joint"
+"""Ends the label of a method that is asked all requests at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +194,10 @@ class Runs:
             own = replace(context, clients=watched, rng=derive(seed, f"method {label}"))
             with quiet_flower(), _named(label):
                 clock = clock_of(self.prepared, seed)
-                outcome = run_unlearning(method, trained.model, own, clock)
+                removals = self._removals(label)
+                outcome = run_removals(
+                    method, trained.model, own, removals, label, clock
+                )
         seconds = outcome.cost.wall_seconds + saved()
         outcome = replace(outcome, cost=replace(outcome.cost, wall_seconds=seconds))
         tell(
@@ -201,6 +208,14 @@ class Runs:
             seconds=outcome.cost.wall_seconds,
         )
         return outcome
+
+    def _removals(self, label: str) -> tuple[Removal, ...]:
+        """Return what a row's method is asked, one after another or all at once."""
+        prepared = self.prepared
+        if not label.endswith(JOINT):
+            return prepared.removals
+        rounds = prepared.scenario.outline.rounds
+        return (Removal(prepared.request, prepared.forget, rounds),)
 
     @contextmanager
     def _journaled(

@@ -89,6 +89,26 @@ class Recording:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One of several requests.
+
+    Attributes:
+        forget: The leavers, by id or name.
+        after_round: The round after which they leave; None after training.
+    """
+
+    forget: tuple[str, ...]
+    after_round: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a request that names nobody, or a round that is none."""
+        if not self.forget:
+            raise ValueError("forget must name at least one client")
+        if self.after_round is not None and self.after_round < 1:
+            raise ValueError(f"after_round must be at least 1, got {self.after_round}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
     """The part of a scenario that is plain numbers and names.
 
@@ -102,6 +122,8 @@ class Outline:
         forget_samples: Client, by id or name -> share of its training examples that it
             takes back, in (0, 1]; which ones follows from ``data_seed``.
         forget_classes: Classes whose examples all clients take back.
+        returns: Leaver, by id or name -> the round from which somebody new takes part
+            with the same data.
         methods: What is compared: names of methods, or ``name@variant``.
         holdout: Share of its data each client keeps out of training.
         data_seed: Seed of the partition and the holdouts, the same for all ``seeds``.
@@ -119,6 +141,7 @@ class Outline:
     forget: tuple[str, ...] = ()
     forget_samples: dict[str, float] = field(default_factory=dict)
     forget_classes: tuple[int, ...] = ()
+    returns: dict[str, int] = field(default_factory=dict)
     methods: tuple[str, ...] = ("nothing", "retrain")
     holdout: float = 0.2
     data_seed: int = 0
@@ -142,8 +165,6 @@ class Outline:
             raise ValueError(
                 f"clients_per_round must be at least 1, got {self.clients_per_round}"
             )
-        if not (self.forget or self.forget_samples or self.forget_classes):
-            raise ValueError("forget must name at least one client")
         for client, share in self.forget_samples.items():
             if not 0 < share <= 1:
                 raise ValueError(
@@ -174,6 +195,7 @@ class Scenario:
         history: How the history is kept.
         availability: Who answers in time.
         backdoor: What the leavers plant, or None.
+        requests: Several requests, by time; empty if the outline holds the only one.
         methods: Label -> method, in the order of the table.
         resolved: All of it as plain values: what ``config.yaml`` of a run holds.
     """
@@ -188,5 +210,6 @@ class Scenario:
     history: Recording
     availability: Availability
     backdoor: Backdoor | None
+    requests: tuple[Asked, ...]
     methods: Mapping[str, UnlearningMethod]
     resolved: Mapping[str, Any] = field(repr=False)

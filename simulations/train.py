@@ -141,6 +141,7 @@ def _schedule(prepared: Prepared, seed: int) -> TrainingSchedule:
         rounds=scenario.outline.rounds,
         epochs=scenario.training.epochs,
         clients_per_round=scenario.outline.clients_per_round,
+        joins=prepared.joins,
     )
 
 
