@@ -5,23 +5,26 @@ from typing import TYPE_CHECKING
 from strategies.fed_eraser import FedEraser
 from strategies.fine_tune import FineTune
 from strategies.nothing import Nothing
+from strategies.registry import MethodTable
 from strategies.retrain import Retrain
 from strategies.rollback import Rollback
 from strategies.subtraction import Subtract
 
 if TYPE_CHECKING:
-    from fedunlearn.method import ListedMethod
     from strategies.recording import RecordingStrategy
 
-METHODS: dict[str, type["ListedMethod"]] = {
-    "nothing": Nothing,
-    "retrain": Retrain,
-    "rollback": Rollback,
-    "fine_tune": FineTune,
-    "fed_eraser": FedEraser,
-    "subtract": Subtract,
-}
-"""Name in ``configs/method/`` -> class. The one place where a method is listed."""
+METHODS = MethodTable(
+    {
+        "nothing": Nothing,
+        "retrain": Retrain,
+        "rollback": Rollback,
+        "fine_tune": FineTune,
+        "fed_eraser": FedEraser,
+        "subtract": Subtract,
+    }
+)
+"""Name in ``configs/method/`` -> class. The one place where a method is listed; other
+packages add theirs by entry points."""
 
 __all__ = [
     "METHODS",
