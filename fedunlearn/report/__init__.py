@@ -2,6 +2,7 @@
 
 from fedunlearn.report.columns import BRIEF
 from fedunlearn.report.comparison import TextTable, tabulate
+from fedunlearn.report.gaps import average_gap, gap_table, retrain_to_retrain
 from fedunlearn.report.page import ReportInput, render_report
 from fedunlearn.report.summary import (
     RETRAIN,
@@ -24,12 +25,15 @@ __all__ = [
     "MethodSummary",
     "ReportInput",
     "TextTable",
+    "average_gap",
     "estimate",
     "format_estimate",
+    "gap_table",
     "gap_to_retrain",
     "latex_table",
     "markdown_table",
     "render_report",
+    "retrain_to_retrain",
     "seed_distance",
     "summarise",
     "tabulate",

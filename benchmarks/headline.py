@@ -1,0 +1,78 @@
+"""The headline table: every method, clean and backdoored leaver, two label skews.
+
+    python benchmarks/headline.py             all four cells, five seeds, under three hours
+    python benchmarks/headline.py --seeds 1   one seed of each
+    python benchmarks/headline.py --smoke     seconds, on digits; writes no page
+
+Stop it whenever you like and start it anew: what has run is not run again. Tables are
+written into docs/results.md. Fashion-MNIST is Debian's package dataset-fashion-mnist.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from results import ROOT, write
+
+from fedunlearn.report import gap_table
+from simulations import compare, load_scenario
+from simulations.run_folder import read_results
+from simulations.scenario import Scenario
+from strategies import METHODS
+
+CELLS = {
+    "clean_0.1": ["partition.alpha=0.1"],
+    "clean_0.5": ["partition.alpha=0.5"],
+    "backdoor_0.1": ["partition.alpha=0.1", "backdoor={fraction: 0.5, target: 0}"],
+    "backdoor_0.5": ["partition.alpha=0.5", "backdoor={fraction: 0.5, target: 0}"],
+}
+"""Name of a table -> what it changes in the scenario."""
+SMOKE = ["data.name=digits", "model.name=mlp", "rounds=2", "clients=6", "seeds=[0]"]
+SMOKE += ["clients_per_round=3", "server_examples=20", "training.batch_size=64"]
+
+
+def labels() -> list[str]:
+    """Return every method that can forget a client."""
+    return [n for n, cls in METHODS.items() if "client" in cls().requires.levels]
+
+
+def scenario(overrides: list[str], seeds: int | None) -> Scenario:
+    """Return a cell's scenario with all methods."""
+    methods = f"methods=[{','.join(labels())}]"
+    some = [] if seeds is None else [f"seeds=[{','.join(map(str, range(seeds)))}]"]
+    file = ROOT / "configs" / "scenario" / "headline.yaml"
+    return load_scenario(file, [methods, *overrides, *some])
+
+
+def results(out: Path, cell: Scenario) -> dict[str, Any]:
+    """Return a cell's results; what a stopped run left is gone on with."""
+    if not (out / "results.json").is_file():
+        compare(cell, out=out, resume=(out / "config.yaml").is_file())
+    return read_results(out)
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cells", nargs="*", default=CELLS)
+    parser.add_argument("--seeds", type=int, help="how many; the page wants five")
+    parser.add_argument("--runs", type=Path, default=Path("runs") / "headline")
+    parser.add_argument("--smoke", action="store_true", help="seconds, no page written")
+    options = parser.parse_args()
+    if options.smoke:
+        print(gap_table(results(options.runs / "smoke", scenario(SMOKE, None))))
+        return
+    for name in options.cells:
+        begin = time.perf_counter()
+        cell = scenario(CELLS[name], options.seeds)
+        count = len(cell.outline.seeds)
+        found = results(options.runs / f"{name}_{count}", cell)
+        text = gap_table(found)
+        minutes = (time.perf_counter() - begin) / 60
+        print(f"{name}, {count} seeds, {minutes:.1f} minutes\n{text}", flush=True)
+        write(ROOT / "docs" / "results.md", f"headline {name}", text.rstrip("\n"))
+
+
+if __name__ == "__main__":
+    main()
