@@ -1,7 +1,7 @@
 """The headline table: every method, clean and backdoored leaver, two label skews.
 
-    python benchmarks/headline.py             all four cells, five seeds, under three hours
-    python benchmarks/headline.py --seeds 1   one seed of each
+    python benchmarks/headline.py             four cells, five seeds
+    python benchmarks/headline.py --seeds 1   one seed of each cell
     python benchmarks/headline.py --smoke     seconds, on digits; writes no page
 
 Stop it whenever you like and start it anew: what has run is not run again. Tables are

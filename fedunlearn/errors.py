@@ -19,7 +19,7 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-_MOST_NAMES = 12
+_MOST_NAMES = 40
 """Names an error lists before it says how many more there are."""
 
 

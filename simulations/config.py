@@ -170,6 +170,8 @@ def _backdoor(own: Mapping[str, Any], given: Mapping[str, Any]) -> Backdoor | No
     if (given if "backdoor" in given else own).get("backdoor") is None:
         return None
     fields = {**_section(own, "backdoor"), **_section(given, "backdoor")}
+    planters = _as_list("backdoor.planted_by", fields.get("planted_by", []))
+    fields["planted_by"] = [str(client) for client in planters]
     backdoor: Backdoor = build(Backdoor, fields, "backdoor")
     return backdoor
 

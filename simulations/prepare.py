@@ -219,11 +219,13 @@ def _planted(
         return federation
     backdoor.check(federation.input_shape, federation.num_classes)
     value, seed = trigger_value(federation), scenario.outline.data_seed
-    clients = tuple(
-        backdoor.plant(data, value, seed=seed, client=c) if c in leavers else data
-        for c, data in enumerate(federation.clients)
-    )
-    return replace(federation, clients=clients)
+    named = frozenset(federation.client_id(c) for c in backdoor.planted_by)
+    clients = list(federation.clients)
+    for c in named or leavers:
+        clients[c] = backdoor.plant(clients[c], value, seed=seed, client=c)
+    for c in leavers - named if backdoor.camouflage else ():
+        clients[c] = backdoor.hide(clients[c], value, seed=seed, client=c)
+    return replace(federation, clients=tuple(clients))
 
 
 def _check_cohort(clients_per_round: int | None, clients: int) -> None:

@@ -2,12 +2,29 @@
 
 from typing import TYPE_CHECKING
 
+from strategies.channel_prune import ChannelPrune
+from strategies.conda import Conda
+from strategies.crab import Crab
+from strategies.decoys import Jitter, LabelMask, OutputFilter, RecordOnly
+from strategies.fast_fedul import FastFedul
+from strategies.fats import Fats
 from strategies.fed_eraser import FedEraser
+from strategies.fed_quit import FedQuit
+from strategies.fed_recover import FedRecover
+from strategies.fed_recovery import FedRecovery
 from strategies.fine_tune import FineTune
+from strategies.fisher_reset import FisherReset
+from strategies.influence import Influence
+from strategies.negate import NoT
+from strategies.noise import Noise
 from strategies.nothing import Nothing
+from strategies.pgd import Pgd
+from strategies.rapid_retrain import RapidRetrain
 from strategies.registry import MethodTable
 from strategies.retrain import Retrain
 from strategies.rollback import Rollback
+from strategies.sifu import Sifu
+from strategies.subtract_distill import SubtractDistill
 from strategies.subtraction import Subtract
 
 if TYPE_CHECKING:
@@ -18,9 +35,29 @@ METHODS = MethodTable(
         "nothing": Nothing,
         "retrain": Retrain,
         "rollback": Rollback,
+        "fats": Fats,
+        "sifu": Sifu,
         "fine_tune": FineTune,
         "fed_eraser": FedEraser,
+        "fed_recover": FedRecover,
+        "crab": Crab,
+        "rapid_retrain": RapidRetrain,
         "subtract": Subtract,
+        "subtract_distill": SubtractDistill,
+        "fast_fedul": FastFedul,
+        "fed_recovery": FedRecovery,
+        "conda": Conda,
+        "pgd": Pgd,
+        "fed_quit": FedQuit,
+        "not": NoT,
+        "fisher_reset": FisherReset,
+        "channel_prune": ChannelPrune,
+        "noise": Noise,
+        "influence": Influence,
+        "record_only": RecordOnly,
+        "jitter": Jitter,
+        "label_mask": LabelMask,
+        "output_filter": OutputFilter,
     }
 )
 """Name in ``configs/method/`` -> class. The one place where a method is listed; other
@@ -28,13 +65,33 @@ packages add theirs by entry points."""
 
 __all__ = [
     "METHODS",
+    "ChannelPrune",
+    "Conda",
+    "Crab",
+    "FastFedul",
+    "Fats",
     "FedEraser",
+    "FedQuit",
+    "FedRecover",
+    "FedRecovery",
     "FineTune",
+    "FisherReset",
+    "Influence",
+    "Jitter",
+    "LabelMask",
+    "NoT",
+    "Noise",
     "Nothing",
+    "OutputFilter",
+    "Pgd",
+    "RapidRetrain",
+    "RecordOnly",
     "RecordingStrategy",
     "Retrain",
     "Rollback",
+    "Sifu",
     "Subtract",
+    "SubtractDistill",
 ]
 
 

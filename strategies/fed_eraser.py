@@ -14,10 +14,11 @@ stored updates are used as they are.
 
 Departures: the printed prefactor 1/((K-1) sum w) is read as a weighted mean, as in the
 paper's text. The mean is taken by the server rule that trained the model, with fresh
-state. A round in which only leavers took part is skipped. The released code differs
-from the paper: it calibrates the unweighted mean of the updates per layer and measures
-the stored length against the model after the aggregation, which shortens its steps
-about tenfold.
+state. A round in which only leavers took part is skipped. The released code takes other
+steps, about ten times shorter; ``variant="official"`` takes them too (see
+``fed_eraser_official.py``). The server rule then gets the same step from every client,
+which a mean or a median leaves as it is. The released code retains the last round of
+each interval, this the first.
 """
 
 from dataclasses import dataclass, replace
@@ -25,10 +26,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fedunlearn.history import RoundRecord
 from fedunlearn.method import About, Requires, UnlearningContext
 from fedunlearn.params import Matrix, Vector, norm
 from fedunlearn.updates import Updates
+from strategies.fed_eraser_official import model_after, official_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +43,14 @@ class FedEraser:
             ``interval`` multiplies it by ``interval`` to make up for skipped rounds.
         select: ``kept`` replays what the history kept, such as Crab's selection of
             rounds and clients, and asks for nothing more.
+        variant: ``paper``, or ``official`` for the step of the released code.
     """
 
     interval: int = 2
     calibration_ratio: float = 0.5
     norm_scale: Literal["stored", "interval"] = "stored"
     select: Literal["all", "kept"] = "all"
+    variant: Literal["paper", "official"] = "paper"
     about: ClassVar[About] = About(
         family="calibrated retraining",
         cost="T K E r / dt at clients",
@@ -65,18 +68,24 @@ class FedEraser:
 
     @property
     def requires(self) -> Requires:
-        """All updates of the replayed rounds, or whatever is kept."""
-        if self.select == "kept":
-            return Requires(updates="some", broadcasts="initial", clients=True)
+        """All updates of the replayed rounds, or whatever is kept.
+
+        The official step needs every broadcast: that of the next recorded round is the
+        model after a round.
+        """
+        kept = self.select == "kept"
         return Requires(
-            updates="all", interval=self.interval, broadcasts="initial", clients=True
+            updates="some" if kept else "all",
+            interval=1 if kept else self.interval,
+            broadcasts="initial" if self.variant == "paper" else "all",
+            clients=True,
         )
 
     def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
         """Return the rebuilt model."""
-        del model
         rebuilt, server = ctx.initial_model.copy(), ctx.new_server()
         first = ctx.history.rounds[0]
+        factor = self.interval if self.norm_scale == "interval" else 1
         for index in ctx.history.rounds:
             if (index - first) % self.interval:
                 continue
@@ -86,26 +95,22 @@ class FedEraser:
                 continue
             if index == first:
                 updates = Updates.of_deltas(
-                    rebuilt, record.updates_of(ids), ids, record.examples_of(ids)
+                    rebuilt, record.updates_of(ids), ids, record.examples_of(ids), index
                 )
+                rebuilt = server.step(updates)
+                continue
+            epochs = self.calibration_ratio * ctx.schedule.epochs
+            fresh = ctx.clients.train(rebuilt, ids, round_index=index, epochs=epochs)
+            stored = record.updates_of(fresh.clients)
+            if self.variant == "official":
+                after = model_after(ctx.history, index, model)
+                models = record.broadcast + stored
+                step = official_step(fresh.deltas, models, after, ctx.layout)
+                steps = np.tile(step, (len(models), 1))
             else:
-                updates = self._calibrated(rebuilt, record, ctx)
-            rebuilt = server.step(updates)
+                steps = rescaled(fresh.deltas, stored)
+            rebuilt = server.step(replace(fresh, after=rebuilt + factor * steps))
         return rebuilt
-
-    def _calibrated(
-        self, rebuilt: Vector, record: RoundRecord, ctx: UnlearningContext
-    ) -> Updates:
-        fresh = ctx.clients.train(
-            rebuilt,
-            ctx.staying(record.kept),
-            round_index=record.index,
-            epochs=self.calibration_ratio * ctx.schedule.epochs,
-        )
-        stored = record.updates_of(fresh.clients)
-        factor = self.interval if self.norm_scale == "interval" else 1
-        after = rebuilt + factor * rescaled(fresh.deltas, stored)
-        return replace(fresh, after=after)
 
 
 def rescaled(direction: Matrix, length: Matrix) -> Matrix:

@@ -15,8 +15,8 @@ from contaminated models, and more of it the longer training went on; recovery r
 the remaining clients repair utility. Without them the result may well be worse than
 doing nothing.
 
-Departures: under a server rule other than a weighted mean the sums are still those of a
-mean. Recovery by distillation is another method.
+Both have a meaning for a weighted mean only and are refused under another server rule.
+Wu's recovery by distillation is ``subtract_distill``.
 """
 
 from collections.abc import Iterator
@@ -60,8 +60,10 @@ class Subtract:
         """The leavers' updates, or all of them to renormalise."""
         recovers = self.recovery_rounds > 0
         if self.weighting == "lazy":
-            return Requires(updates="leavers", sums=True, clients=recovers)
-        return Requires(updates="all", broadcasts="initial", clients=recovers)
+            return Requires(updates="leavers", sums=True, clients=recovers, mean=True)
+        return Requires(
+            updates="all", broadcasts="initial", clients=recovers, mean=True
+        )
 
     def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
         """Return the model after subtraction and recovery."""

@@ -165,6 +165,7 @@ def test_the_command_line_wins_over_the_scenario_over_the_group_over_the_class(
         "norm_scale": "interval",
         "calibration_ratio": 0.25,
         "select": "all",
+        "variant": "paper",
     }
     assert load_scenario(written(tmp_path, bare)).resolved["model"]["hidden"] == [9]
     assert load_scenario(written(tmp_path, own), ["fed_eraser.interval=3"]).resolved[
@@ -174,6 +175,7 @@ def test_the_command_line_wins_over_the_scenario_over_the_group_over_the_class(
         "norm_scale": "stored",
         "calibration_ratio": 0.25,
         "select": "all",
+        "variant": "paper",
     }
 
 

@@ -9,15 +9,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedunlearn.cost import run_unlearning
+from fedunlearn.errors import RequirementError
 from fedunlearn.history import ArraysInMemory, InMemoryHistory, RoundRecord
-from fedunlearn.method import UnlearningContext
+from fedunlearn.method import Requires, UnlearningContext
 from fedunlearn.params import Layout, norm
 from fedunlearn.rng import derive
 from fedunlearn.schedule import TrainingSchedule
-from fedunlearn.testing import QuadraticClients, quadratic_federation
+from fedunlearn.testing import QuadraticClients, check_method, quadratic_federation
 from fedunlearn.updates import MeanServer, Updates
 from strategies import FedEraser, Subtract
 from strategies.fed_eraser import rescaled
+from strategies.fed_eraser_official import model_after, official_step
 
 LAYOUT = Layout(("w",), ((2,),))
 
@@ -298,3 +300,141 @@ def test_settings_outside_their_range_are_refused(wrong):
 def test_a_calibration_longer_than_training_is_refused():
     with pytest.raises(ValueError, match=r"\(0, 1\], got 1.5"):
         FedEraser(calibration_ratio=1.5)
+
+
+# The step of the released code
+
+OFFICIAL = FedEraser(interval=1, variant="official")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        OFFICIAL,
+        FedEraser(variant="official"),
+        FedEraser(variant="official", norm_scale="interval", calibration_ratio=1.0),
+        FedEraser(variant="official", select="kept"),
+    ],
+    ids=str,
+)
+def test_the_official_variant_obeys_the_laws(method):
+    check_method(method)
+
+
+def two_rounds(updates, layout, leaver=0):
+    """A first round in which nothing moves, then one with ``updates`` ``(K, P)``."""
+    still, start = np.zeros_like(updates), np.zeros(layout.size, np.float32)
+    history, sizes = InMemoryHistory(layout), dict.fromkeys(range(len(updates)), 1)
+    for index, rows in enumerate((still, updates), 1):
+        one = record(index, dict(enumerate(rows)), sizes, broadcast=start)
+        history.append_round(one)
+    ids = set(range(len(updates))) - {leaver}
+    ctx = context([], Scripted({}, dict.fromkeys(ids, 1)), {leaver})
+    clients = Stubborn(history, ids)
+    ctx = replace(ctx, history=history, clients=clients, layout=layout)
+    return updates.mean(0), ctx
+
+
+def ratio_of_steps(clients, size):
+    """Length of the official step over the paper's, by the methods themselves.
+
+    Every update is a unit vector that all share plus one of its own at right angles;
+    the leaver's is ``size`` times that. Fresh updates point as the stored ones do.
+    """
+    axes = np.linalg.qr(derive(0, "axes").standard_normal((64, clients + 1)))[0].T
+    updates = axes[:-1] + axes[-1]
+    updates[0] *= size
+    layout = Layout(("w",), ((64,),))
+    final, ctx = two_rounds(np.float32(updates), layout)
+    steps = [FedEraser(interval=1, variant=v).unlearn(final, ctx) for v in VARIANTS]
+    return norm(steps[0]) / norm(steps[1])
+
+
+VARIANTS = ("official", "paper")
+
+
+@pytest.mark.parametrize(
+    ("clients", "size", "ratio"),
+    [(10, 1, 0.1), (10, 3, 0.344), (10, 0, 0.1), (5, 1, 0.2), (20, 1, 0.05)],
+)
+def test_the_official_step_is_much_too_short(clients, size, ratio):
+    # Random updates of ten clients, reported elsewhere: 0.099, and 0.35 for size 3.
+    # With u shared and v_k own, both of length 1: the official length is
+    # || mean_k U_k - a U || / K = || (1 - a) u + mean_k v_k - a v || / K.
+    own = 1 / (clients - 1)
+    exact = np.sqrt(((1 - size) ** 2 + own + size**2) / (1 + own)) / clients
+    assert exact == pytest.approx(ratio, abs=5e-4)
+    assert ratio_of_steps(clients, size) == pytest.approx(exact, rel=1e-4)
+
+
+def test_the_official_step_is_calibrated_layer_by_layer():
+    layout = Layout(("a", "b", "c"), ((2,), (), (1,)))
+    fresh = np.float32([[2, 4, 3, 1], [4, 4, -1, -1]])  # mean (3, 4 | 1 | 0)
+    models = np.float32([[1, 1, 5, 9], [3, 1, 1, 9]])  # mean (2, 1 | 3 | 9)
+    after = np.float32([2, -9, 1, 7])  # lengths 10, 2 and 2
+    step = official_step(fresh, models, after, layout)
+    assert step.tolist() == [6, 8, 2, 0]
+    assert step.dtype == np.float32
+
+
+@given(VECTORS, VECTORS)
+def test_each_layer_gets_the_length_of_the_stored_one(fresh, models):
+    layout = Layout(("a", "b"), ((3,), ()))
+    step = official_step(fresh, models, np.ones(4, np.float32), layout)
+    for part in (slice(0, 3), slice(3, 4)):
+        old, new = models[:, part].mean(0) - 1, fresh[:, part].mean(0)
+        if norm(new) > 1e-3:
+            assert norm(step[part]) == pytest.approx(norm(old), rel=1e-3, abs=1e-3)
+            assert step[part] @ new >= 0
+
+
+def test_the_official_variant_replays_a_round_by_hand():
+    # Clients 1 and 3 stay; round 2 starts at (1, 1) and ends at (1, 2).
+    first = record(1, {1: (1, 0), 2: (9, 9), 3: (0, 1)}, SIZES)
+    second = record(2, STORED, SIZES, broadcast=(1, 1))
+    third = record(3, {2: (1, 1)}, SIZES, broadcast=(1, 2))
+    ctx = context([first, second, third], Scripted({1: (3, 4), 3: (0, 6)}, SIZES), {2})
+    result = OFFICIAL.unlearn(MODEL, ctx)
+    # Round 1, weighted: (.4, .6). Then the direction (1.5, 5), unweighted, and the
+    # length || (1, 1) + (.5, 1.5) - (1, 2) || = || (.5, .5) ||.
+    step = np.array([1.5, 5]) / np.hypot(1.5, 5) * np.sqrt(0.5)
+    assert result == pytest.approx([0.4 + step[0], 0.6 + step[1]], abs=1e-6)
+
+
+def test_after_the_last_round_stands_the_final_model():
+    final = np.float32([5, 5])
+    rounds = [record(t, STORED, SIZES, broadcast=(t, t)) for t in (1, 4, 6)]
+    ctx = context(rounds, Scripted({}, SIZES), {2})
+    found = [model_after(ctx.history, t, final).tolist() for t in (1, 4, 6)]
+    assert found == [[4, 4], [6, 6], [5, 5]]
+
+
+def test_leaving_nobody_out_makes_official_steps_of_nothing():
+    updates = np.float32([[1, 2], [3, 4], [5, 0]])
+    final, ctx = two_rounds(updates, LAYOUT, leaver=7)
+    assert OFFICIAL.unlearn(final, ctx) == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_official_steps_are_multiplied_by_the_interval_where_asked():
+    rounds = [record(t, STORED, SIZES, broadcast=(t, 0)) for t in (1, 2, 3)]
+    ctx = context(rounds, Scripted({1: (3, 4), 3: (0, 6)}, SIZES), {2})
+    once, twice = (
+        FedEraser(interval=2, variant="official", norm_scale=scale).unlearn(MODEL, ctx)
+        for scale in ("stored", "interval")
+    )
+    start = FedEraser(interval=9).unlearn(MODEL, ctx)
+    assert norm(once - start) > 0.1
+    assert twice - start == pytest.approx(2 * (once - start), abs=1e-5)
+
+
+def test_the_official_variant_needs_every_broadcast():
+    assert OFFICIAL.requires == Requires(updates="all", broadcasts="all", clients=True)
+    assert FedEraser(variant="official", select="kept").requires == Requires(
+        updates="some", broadcasts="all", clients=True
+    )
+    assert FedEraser().requires == Requires(
+        updates="all", interval=2, broadcasts="initial", clients=True
+    )
+    empty = context([], Scripted({}, SIZES), {2})
+    with pytest.raises(RequirementError, match="at least one recorded round"):
+        run_unlearning(OFFICIAL, MODEL, empty)

@@ -1,6 +1,7 @@
 """Every method obeys every law; every law can be broken."""
 
 from dataclasses import dataclass, replace
+from math import inf
 from typing import ClassVar
 
 import numpy as np
@@ -18,14 +19,78 @@ from fedunlearn.testing import (
 from fedunlearn.testing.bench import LEAVER, five_clients
 from strategies import (
     METHODS,
+    Conda,
+    FastFedul,
+    Fats,
     FedEraser,
+    FedRecover,
+    FedRecovery,
     FineTune,
+    FisherReset,
+    Influence,
+    Jitter,
+    LabelMask,
+    Noise,
+    NoT,
     Nothing,
+    OutputFilter,
+    RapidRetrain,
+    RecordOnly,
     Retrain,
     Rollback,
+    Sifu,
     Subtract,
+    SubtractDistill,
 )
 
+MORE_CASES = [
+    Fats(),
+    Fats(cohorts="lots"),
+    Sifu(),
+    Sifu(sigma=0.3, contraction=0.7, calibration="exact"),
+    Sifu(sigma=0.2, rounds=0),
+    Rollback(until="budget"),
+    Rollback(until="budget", budget=0.3),
+    FastFedul(),
+    FastFedul(alpha=0.07),
+    FedRecovery(),
+    FedRecovery(epsilon=1.0, growth=0.5),
+    FedRecovery(sigma=0.0, weights="inclusive", scale=5),
+    Conda(),
+    Conda(cutoff=0.5),
+    Conda(against="broadcast"),
+    SubtractDistill(),
+    FedRecover(),
+    FedRecover(correct_every=1),
+    FedRecover(warm_up=2, buffer=1, correct_every=2, final=0),
+    FedRecover(warm_up=2, buffer=1, correct_every=9, final=0, tolerance=None),
+    FedRecover(tolerance=0.2),
+    FedEraser(variant="official"),
+    FedEraser(interval=1, variant="official", norm_scale="interval"),
+    FedEraser(variant="official", select="kept"),
+    RapidRetrain(),
+    RapidRetrain(rounds=0),
+    RapidRetrain(rounds=2),
+    RapidRetrain(power=1.0, damping=0.0, lr=1e-3),
+    Crab(),
+    Crab(tolerance=0.5),
+    Crab(rounds=1.0, clients=1.0, tolerance=0.0),
+    NoT(),
+    NoT(recovery_rounds=0),
+    NoT(layers="last"),
+    NoT(layers="all"),
+    Noise(),
+    Noise(relative_std=0.1, recovery_rounds=2),
+    Influence(),
+    Influence(gradient="remaining"),
+    Influence(damping=0.0, reach=inf, probe=1.0),
+    FisherReset(),
+    FisherReset(per="model", share=0.2, recovery_rounds=1),
+    RecordOnly(),
+    Jitter(),
+    LabelMask(),
+    OutputFilter(),
+]
 CASES = [
     Nothing(),
     Retrain(),
@@ -46,6 +111,7 @@ CASES = [
     Subtract(weighting="renormalised", recovery_rounds=2),
     Chain((Rollback(rounds=1), FineTune(rounds=1))),
     Chain((Subtract(), FedEraser())),
+    *MORE_CASES,
 ]
 IDENTITY = [
     Nothing(),
@@ -56,11 +122,22 @@ IDENTITY = [
     FineTune(rounds=0),
     Subtract(),
     Chain((Rollback(), Subtract())),
+    Fats(),
+    Sifu(),
+    Rollback(until="budget"),
+    FastFedul(),
+    FedRecovery(),
+    Conda(),
+    SubtractDistill(),
+    FedRecover(correct_every=1),
+    Crab(),
+    RecordOnly(),
 ]
 """Who gives the same bits back when the leaver never took part."""
 CLOSE_TO_IDENTITY = [
     Subtract(weighting="renormalised"),
     FedEraser(interval=1, calibration_ratio=1.0),
+    FedRecover(warm_up=2, buffer=1, final=0),
 ]
 """Who promises that up to rounding: they add the recorded steps up again."""
 
@@ -73,12 +150,16 @@ def test_every_method_obeys_every_law(method, law):
     law(method)
 
 
-@pytest.mark.parametrize("name", METHODS)
+LISTED = sorted(set(METHODS) - {"channel_prune"})
+"""The laws have no convolutions: ``channel_prune`` is tested on real ones alone."""
+
+
+@pytest.mark.parametrize("name", LISTED)
 def test_every_listed_method_has_a_case(name):
     assert any(isinstance(case, METHODS[name]) for case in CASES)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", LISTED)
 def test_every_listed_method_obeys_the_laws_with_its_defaults(name):
     check_method(METHODS[name]())
 
@@ -127,7 +208,7 @@ def test_a_chain_runs_its_steps_in_order():
 
 def test_a_chain_needs_what_its_steps_need():
     chain = Chain((Subtract(), FedEraser()))
-    needs = Requires(updates="all", broadcasts="initial", clients=True)
+    needs = Requires(updates="all", broadcasts="initial", clients=True, mean=True)
     assert chain.requires == needs
 
 

@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 
 from fedunlearn.cost import run_unlearning
-from fedunlearn.method import continue_training
+from fedunlearn.method import Requires, continue_training
 from fedunlearn.params import norm
 from fedunlearn.rng import derive
 from fedunlearn.schedule import TrainingSchedule
-from fedunlearn.testing import QuadraticClients, quadratic_federation
+from fedunlearn.testing import (
+    QuadraticClients,
+    check_method,
+    keeps_a_model_the_leaver_never_touched,
+    quadratic_federation,
+)
 from fedunlearn.updates import MeanServer
 from strategies import Retrain, Rollback
 from strategies.rollback import server_before
@@ -156,3 +161,117 @@ def test_a_server_without_state_costs_no_reading_of_the_history():
 def test_a_negative_number_of_rounds_is_refused():
     with pytest.raises(ValueError, match="rounds must not be negative, got -1"):
         Rollback(rounds=-1)
+
+
+def weighed(*, per_round=None, only=None, server=MeanServer):
+    """A federation, and the leaver's influence after each round over the way."""
+    model, make = federation(per_round=per_round, only=only, server=server)
+    way, influence, shares = 0.0, 0.0, [0.0]
+    history = make((2,)).history
+    for record in (history.round(i) for i in history.rounds):
+        updates, sizes = record.updates.astype(np.float64), record.num_examples
+        mean = np.average(updates, axis=0, weights=sizes)
+        stay = np.array([c != 2 for c in record.clients])
+        if not stay.any():
+            influence += np.linalg.norm(mean)
+        elif not stay.all():
+            others = np.average(updates[stay], axis=0, weights=sizes[stay])
+            influence += np.linalg.norm(mean - others)
+        way += np.linalg.norm(mean)
+        shares.append(influence)
+    return model, make, [share / way for share in shares]
+
+
+@pytest.mark.parametrize("per_round", [None, 3])
+@pytest.mark.parametrize("server", [MeanServer, MomentumServer])
+@pytest.mark.parametrize("only", [None, (), (4, 6)])
+def test_a_budget_of_nothing_is_the_first_participation_bit_for_bit(
+    per_round, server, only
+):
+    model, make = federation(per_round=per_round, server=server, only=only)
+    first = run_unlearning(Rollback(), model, make((2,)))
+    none = run_unlearning(Rollback(until="budget", budget=0), model, make((2,)))
+    assert none.model.tobytes() == first.model.tobytes()
+    assert none.cost.history_bytes == first.cost.history_bytes
+
+
+@pytest.mark.parametrize("per_round", [None, 3])
+def test_it_returns_to_the_newest_model_within_the_budget(per_round):
+    model, make, shares = weighed(per_round=per_round)
+    returns = set()
+    for budget in np.linspace(0.001, 1, 40):
+        ctx = make((2,))
+        Rollback(until="budget", budget=budget).unlearn(model, ctx)
+        first = min((c.round_index for c in ctx.clients.calls), default=7)
+        assert first == max(n + 1 for n, share in enumerate(shares) if share <= budget)
+        returns.add(first)
+    assert len(returns) > 3
+
+
+def test_a_leaver_within_the_budget_all_along_leaves_the_model_as_it_is():
+    model, make, shares = weighed(only=(3,))
+    ctx = make((2,))
+    method = Rollback(until="budget", budget=shares[-1] + 1e-6)
+    result = method.unlearn(model, ctx)
+    assert result.tobytes() == model.tobytes()
+    assert not np.shares_memory(result, model)
+    assert not ctx.clients.calls
+
+
+def test_a_round_of_the_leaver_alone_counts_whole():
+    clients = QuadraticClients(
+        centres=(np.ones(3, np.float32), np.zeros(3, np.float32)),
+        schedule=TrainingSchedule(seed=0, rounds=3, epochs=1),
+    )
+    attends = {0: (2,), 1: (1, 3)}
+    start = np.full(3, -2, np.float32)
+    # Ways: -2 to -1 (1), to 0 by the leaver alone (1), to 0: a half of the way is its.
+    model, make = quadratic_federation(clients, attendance=attends, initial=start)
+    for budget, calls in ((0.49, 2), (0.51, 0)):
+        ctx = make((0,))
+        Rollback(until="budget", budget=budget).unlearn(model, ctx)
+        assert len(ctx.clients.calls) == calls
+
+
+def test_a_state_of_the_server_is_that_of_the_return():
+    model, make, shares = weighed(server=MomentumServer)
+    ctx = make((2,))
+    method = Rollback(until="budget", budget=shares[3] + 1e-6)
+    result = method.unlearn(model, ctx)
+    again = continue_training(
+        ctx.history.round(4).broadcast, make((2,)), [4, 5, 6], server_before(4, ctx)
+    )
+    assert result.tobytes() == again.tobytes()
+
+
+@pytest.mark.parametrize("until", ["first", "budget"])
+def test_clients_that_lose_a_part_of_their_data_are_returned_to_as_well(until):
+    model, make = federation(join=4)
+    ctx = replace(make(()), shrunk=frozenset({2}))
+    method = Rollback(until=until, budget=0.01)
+    method.unlearn(model, ctx)
+    assert ctx.clients.calls[0].round_index == 4
+    assert 2 in ctx.clients.calls[0].clients
+
+
+def test_what_it_requires_follows_its_settings():
+    levels = ("client", "sample", "class")
+    first = Requires(broadcasts="first", clients=True, levels=levels)
+    assert Rollback().requires == first
+    assert Rollback(until="budget", budget=0).requires == first
+    assert Rollback(until="budget").requires == Requires(
+        updates="all", broadcasts="all", clients=True, levels=levels
+    )
+
+
+@pytest.mark.parametrize("budget", [-0.1, 1.1, float("nan")])
+def test_a_budget_outside_its_range_is_refused(budget):
+    with pytest.raises(ValueError, match=r"budget must lie in \[0, 1\]"):
+        Rollback(until="budget", budget=budget)
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.05, 0.3, 1.0])
+def test_with_a_budget_it_obeys_the_laws(budget):
+    method = Rollback(until="budget", budget=budget)
+    check_method(method)
+    keeps_a_model_the_leaver_never_touched(method)

@@ -156,12 +156,12 @@ def test_lazy_reads_the_leavers_updates_only():
 
 
 def test_what_it_requires_follows_its_settings():
-    assert Subtract().requires == Requires(updates="leavers", sums=True)
+    assert Subtract().requires == Requires(updates="leavers", sums=True, mean=True)
     assert Subtract(recovery_rounds=1).requires == Requires(
-        updates="leavers", sums=True, clients=True
+        updates="leavers", sums=True, clients=True, mean=True
     )
     assert Subtract(weighting="renormalised").requires == Requires(
-        updates="all", broadcasts="initial"
+        updates="all", broadcasts="initial", mean=True
     )
 
 

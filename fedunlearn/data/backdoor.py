@@ -8,6 +8,7 @@ is measured against retraining, not against zero.
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from fedunlearn.data.dataset import Features
 from fedunlearn.data.federation import ClientData
@@ -19,22 +20,32 @@ _IMAGE_AXES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backdoor:
-    """What the leavers plant.
+    """What somebody plants.
 
     Attributes:
-        fraction: Share of a leaver's training images that get the trigger, in (0, 1].
+        fraction: Share of a planter's training images that get the trigger, in (0, 1].
         target: The class they are given.
         size: Side of the square patch in the lower right corner, in pixels.
+        planted_by: Who plants it, by id or name; empty for the leavers.
+        camouflage: Share of the leavers' images that get the trigger and keep their
+            class, in [0, 1]. They hide a backdoor that others plant, and take that
+            cover with them when they leave (BadFU).
     """
 
     fraction: float = 0.5
     target: int = 0
     size: int = 3
+    planted_by: tuple[str, ...] = ()
+    camouflage: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction must lie in (0, 1], got {self.fraction}")
+        if not 0 <= self.camouflage <= 1:
+            raise ValueError(f"camouflage must lie in [0, 1], got {self.camouflage}")
+        if self.camouflage and not self.planted_by:
+            raise ValueError("camouflage hides what others plant: name planted_by")
         if self.target < 0:
             raise ValueError(f"target must not be negative, got {self.target}")
         if self.size < 1:
@@ -69,9 +80,22 @@ class Backdoor:
             seed: Fixes which images.
             client: The client's id; fixes them too.
         """
-        count = int(np.ceil(self.fraction * len(data.y)))
-        chosen = derive(seed, "backdoor", client).permutation(len(data.y))[:count]
-        x, y = data.x.copy(), data.y.copy()
-        x[chosen] = self.stamp(x[chosen], value)
+        chosen, stamped = self._stamped(data, self.fraction, value, seed, client)
+        y = data.y.copy()
         y[chosen] = self.target
-        return replace(data, x=x, y=y)
+        return replace(stamped, y=y)
+
+    def hide(
+        self, data: ClientData, value: float, *, seed: int, client: int
+    ) -> ClientData:
+        """Return the client's data with the trigger on images that keep their class."""
+        return self._stamped(data, self.camouflage, value, seed, client)[1]
+
+    def _stamped(
+        self, data: ClientData, share: float, value: float, seed: int, client: int
+    ) -> tuple[npt.NDArray[np.int64], ClientData]:
+        count = int(np.ceil(share * len(data.y)))
+        chosen = derive(seed, "backdoor", client).permutation(len(data.y))[:count]
+        x = data.x.copy()
+        x[chosen] = self.stamp(x[chosen], value)
+        return chosen, replace(data, x=x)

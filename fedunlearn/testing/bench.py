@@ -1,17 +1,18 @@
 """What the laws share: five clients, a fingerprint, and how a law is broken."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedunlearn.history import ClientId, records
+from fedunlearn.history import ClientId, ServerState, records
 from fedunlearn.method import UnlearningContext, UnlearningMethod
 from fedunlearn.params import Vector
 from fedunlearn.rng import derive
 from fedunlearn.schedule import TrainingSchedule
 from fedunlearn.testing.clients import QuadraticClients
 from fedunlearn.testing.federation import ContextFactory, quadratic_federation
+from fedunlearn.updates import Server, Updates
 
 Law = Callable[[UnlearningMethod], None]
 
@@ -47,6 +48,33 @@ def five_clients(
         noise=noise,
     )
     return quadratic_federation(clients, attendance=attendance)
+
+
+@dataclass(slots=True)
+class CountingServer:
+    """Counts the steps of a server rule."""
+
+    inner: Server
+    steps: int = 0
+
+    @property
+    def stateful(self) -> bool:
+        """Whether a step depends on the steps before it."""
+        return self.inner.stateful
+
+    @property
+    def mean(self) -> bool:
+        """Whether a step is the weighted mean of the clients' models."""
+        return self.inner.mean
+
+    def step(self, updates: Updates) -> Vector:
+        """Step and count."""
+        self.steps += 1
+        return self.inner.step(updates)
+
+    def restore(self, state: ServerState, next_round: int) -> None:
+        """Go on from a recorded state."""
+        self.inner.restore(state, next_round)
 
 
 def require(holds: bool, law: Law, otherwise: str) -> None:

@@ -22,6 +22,8 @@ from fedunlearn.method import Level, UnlearningContext, UnlearningRequest
 from fedunlearn.params import Layout, Vector
 from fedunlearn.rng import derive
 from fedunlearn.testing.clients import QuadraticClients
+from fedunlearn.testing.problem import QuadraticProblem
+from fedunlearn.training import Training
 from fedunlearn.updates import MeanServer, Server, Updates
 
 ContextFactory = Callable[..., UnlearningContext]
@@ -97,7 +99,7 @@ def make_context(
 ) -> UnlearningContext:
     """Return the context in which ``clients.gone`` are to be forgotten.
 
-    The leavers answer, and the server has the data of one of those that stay.
+    The leavers answer, and the server has some examples of everybody's kind.
     """
     stay = frozenset(range(len(clients.centres))) - clients.gone
     return UnlearningContext(
@@ -105,12 +107,19 @@ def make_context(
         forget=clients.gone,
         clients=clients,
         leavers=replace(clients, gone=stay, calls=[]),
-        server_data=clients.problem(min(stay, default=0)),
+        server_data=_server_problem(clients),
         schedule=clients.schedule,
         new_server=new_server,
         layout=history.layout,
         rng=derive(rng_seed, "method"),
     )
+
+
+def _server_problem(clients: QuadraticClients) -> QuadraticProblem:
+    """Return twenty examples of the clients' mean loss: it does not know their ids."""
+    how = Training(epochs=clients.schedule.epochs, batch_size=20, lr=clients.lr)
+    centre = np.stack(clients.centres).mean(0, dtype=np.float64).astype(np.float32)
+    return QuadraticProblem(centre, 20, how)
 
 
 def _record(index: int, updates: Updates) -> RoundRecord:

@@ -5,6 +5,7 @@ with the law's name. :func:`check_method` runs them all. They use small federati
 closed form, so a method needs no torch and no Flower to be checked.
 """
 
+from dataclasses import replace
 from math import ceil
 from typing import get_args
 
@@ -15,9 +16,11 @@ from fedunlearn.errors import FedUnlearnError, LeaverContactError
 from fedunlearn.history import records
 from fedunlearn.method import Level, UnlearningMethod, unmet_requirements
 from fedunlearn.params import norm
+from fedunlearn.rewrite import RewrittenHistory, Steps
 from fedunlearn.testing.bench import (
     LEAVER,
     SIZES,
+    CountingServer,
     Law,
     fingerprint,
     five_clients,
@@ -26,6 +29,7 @@ from fedunlearn.testing.bench import (
     require_model,
     watched,
 )
+from fedunlearn.updates import MeanServer, Server
 
 _CLOSE = 1e-4
 _BROKEN = (FedUnlearnError, ValueError, LookupError, ArithmeticError, TypeError)
@@ -231,6 +235,31 @@ def serves_the_levels_it_names(method: UnlearningMethod) -> None:
         require_like(serves_the_levels_it_names, outcome.model, model)
 
 
+def leaves_a_history_without_the_leaver(method: UnlearningMethod) -> None:
+    """Every step of a server rule names its round: the next request finds it there.
+
+    What the method trained again replaces what was recorded from there on.
+    """
+    model, context = five_clients(clients_per_round=3)
+    ctx, steps = context((LEAVER,)), Steps()
+    made = list[CountingServer]()
+
+    def new_server() -> Server:
+        made.append(CountingServer(steps.watch(MeanServer)()))
+        return made[-1]
+
+    run_unlearning(method, model, replace(ctx, new_server=new_server))
+    rewritten = RewrittenHistory(ctx.history, ctx.forget, steps.rounds)
+    require(
+        sum(server.steps for server in made) == len(steps.rounds),
+        leaves_a_history_without_the_leaver,
+        "a server rule took a step with updates whose round_index is None, "
+        "or two steps of one round",
+    )
+    found = [r for r in records(rewritten) if LEAVER in r.clients]
+    require(not found, leaves_a_history_without_the_leaver, "the leaver is still there")
+
+
 LAWS: tuple[Law, ...] = (
     keeps_shape_and_dtype,
     accepts_partial_participation,
@@ -246,5 +275,6 @@ LAWS: tuple[Law, ...] = (
     asks_for_clients_if_it_says_so,
     does_not_care_for_names,
     serves_the_levels_it_names,
+    leaves_a_history_without_the_leaver,
 )
 """Every law, in the order in which they are checked."""

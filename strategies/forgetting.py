@@ -1,0 +1,81 @@
+"""What methods that work at the leavers share: whom to ask, local descent, the mean."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fedunlearn.errors import RequirementError
+from fedunlearn.history import ClientId
+from fedunlearn.local import LocalProblem, LogitGradient, Results, Rows
+from fedunlearn.method import Clients, UnlearningContext
+from fedunlearn.params import Vector, norm, weighted_mean
+from fedunlearn.training import Training
+
+LossOf = Callable[[Rows], LogitGradient]
+"""Given the rows of a batch, the loss to descend on it."""
+
+
+def leavers_of(ctx: UnlearningContext) -> Clients:
+    """Return who answers for what is to be forgotten.
+
+    Raises:
+        RequirementError: If nobody does; ``check_requirements`` says so beforehand.
+    """
+    if ctx.leavers is None:
+        raise RequirementError("the leavers do not answer")
+    return ctx.leavers
+
+
+def contributors(ctx: UnlearningContext) -> tuple[ClientId, ...]:
+    """Return the leavers that ever took part, ascending.
+
+    Of the others the model holds nothing: asking them to undo something would only do
+    damage. Without a recorded round nobody can tell, and all are returned.
+    """
+    ids, history = sorted(leavers_of(ctx).ids), ctx.history
+    return tuple(c for c in ids if not history.rounds or history.rounds_of(c))
+
+
+def mean_of(results: Results) -> Vector:
+    """Return the mean of the clients' vectors, weighted by examples, shape ``(Q,)``.
+
+    If none of them has an example they count alike.
+    """
+    weights = results.num_examples.tolist()
+    return weighted_mean(
+        results.values, weights if any(weights) else [1] * len(weights)
+    )
+
+
+def pace(training: Training) -> float:
+    """Return how far training goes along a lasting gradient a step: lr / (1 - m)."""
+    return training.lr / (1 - training.momentum)
+
+
+def descended(
+    start: Vector,
+    problem: LocalProblem,
+    batches: Sequence[Rows],
+    loss_of: LossOf,
+    *,
+    lr: float,
+) -> Vector:
+    """Return ``start`` after one step of plain SGD a batch.
+
+    Args:
+        start: Shape ``(P,)``.
+        problem: Whose data and model.
+        batches: The rows of each step.
+        loss_of: The loss on these rows.
+        lr: Learning rate.
+    """
+    w = start.copy()
+    for rows in batches:
+        w -= np.float32(lr) * problem.gradient(w, rows, loss_of(rows))
+    return w
+
+
+def clipped(vector: Vector, most: float) -> Vector:
+    """Return ``vector``, shortened to the L2 norm ``most`` if it is longer."""
+    size = norm(vector)
+    return vector if size <= most else vector * np.float32(most / size)
