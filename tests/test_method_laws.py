@@ -20,6 +20,7 @@ from fedunlearn.testing.bench import LEAVER, five_clients
 from strategies import (
     METHODS,
     Conda,
+    Crab,
     FastFedul,
     Fats,
     FedEraser,
