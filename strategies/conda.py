@@ -52,7 +52,7 @@ class Conda:
     share: float = 0.05
     against: Literal["initial", "broadcast"] = "initial"
     about: ClassVar[About] = About(
-        family="perturbation",
+        family="subtraction",
         cost="T K P at the server",
         source="Chundawat et al., ConDa, 2024",
     )

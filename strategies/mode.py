@@ -1,26 +1,26 @@
-"""MoDe: the model's weights fade into those of a young one that never saw the leaver.
+"""MoDe: the weights fade into those of a young model that never saw the leaver.
 
 Y. Zhao, P. Wang, H. Qi, J. Huang, Z. Wei, Q. Zhang, "Federated Unlearning With Momentum
-Degradation", IEEE Internet of Things Journal, 2023. In every round a second model M_d,
-which starts afresh, is trained on the remaining clients. Then::
+Degradation", IEEE Internet of Things Journal, 2023. A second model M_d starts afresh
+and is trained on the remaining clients, a round at a time. After each::
 
-    M <- lambda M + (1 - lambda) M_d                       momentum degradation
-    M <- FedAvg over all clients from M                    memory guidance
+    M <- lambda M + (1 - lambda) M_d            momentum degradation
+    M <- the server's mean over all clients     memory guidance
 
-where a leaver trains on the classes that M_d predicts for its data, and the others on
+where a leaver trains M to the classes that M_d predicts for its data, and the others to
 their own. The last rounds are guidance only.
 
-Uncertain: the paper is not at hand; this is its abstract and what the port in FedQUIT's
-repository does (60 rounds, 56 of them degrading, lambda 0.95). Unknown are the paper's
-lambda, whether it is the same in all rounds, the paper's rates, and whether M_d goes on
-training in the last rounds (here, as in the port, it does not).
+Uncertain: the paper could not be read; this is its abstract and what the port in
+FedQUIT's repository does (lambda 0.95 in 56 of 60 rounds, 5e-4 as one of two rates).
+Not known are the paper's lambda, whether it changes over the rounds, the rates, and
+whether M_d is trained in the last rounds (here, as in the port, it is not).
 
-Departures: with few rounds lambda 0.95 leaves most of the old weights; by default
-lambda is such that a share ``keep`` of them is left at the end, in the port 0.057.
-``momentum`` is the constant. M_d starts from the initial model, or from that with each
-array's numbers shuffled. M_d's labels come back to the server and go to the leaver with
-M, because one model travels at a time. A leaver takes plain SGD steps at the pace of
-training, lr / (1 - momentum), over as many epochs.
+Departures: over few rounds lambda 0.95 leaves most of the old weights; the default is
+the lambda that leaves a share ``keep`` of them in the end, in the port 0.057. M_d
+starts from the initial model with the numbers of each array shuffled. Its labels come
+back to the server and go out again with M, because one model travels at a time. A
+leaver takes plain steps at the pace of training, lr / (1 - momentum), in the batches of
+training. If no leaver ever took part the model is returned as it is.
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fedunlearn.history import ClientId
-from fedunlearn.local import LocalProblem
+from fedunlearn.local import LocalProblem, LogitGradient, Results, Rows
 from fedunlearn.method import About, Requires, UnlearningContext, continue_training
 from fedunlearn.params import Vector
 from fedunlearn.updates import Updates
@@ -44,29 +43,28 @@ class Labels:
 
     def run(self, start: Vector, problem: LocalProblem) -> Vector:
         """Return the likeliest class of each example, shape ``(n,)``."""
-        return problem.logits(start).argmax(axis=1).astype(np.float32)
+        likeliest: Vector = problem.logits(start).argmax(axis=1).astype(np.float32)
+        return likeliest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guidance:
-    """Trains as in a round of training, but on other classes.
+    """Trains for a round, but to other classes.
 
     Attributes:
-        labels: The class to train each example to.
+        labels: The class of each example.
     """
 
     labels: tuple[int, ...]
 
     def run(self, start: Vector, problem: LocalProblem) -> Vector:
         """Return the model after training from ``start``, shape ``(P,)``."""
-        labels = np.array(self.labels, np.int64)
-        return descended(
-            start,
-            problem,
-            problem.batches(),
-            lambda rows: lambda scores, _: cross_entropy(scores, labels[rows]),
-            lr=pace(problem.training),
-        )
+        labels, lr = np.array(self.labels, np.int64), pace(problem.training)
+
+        def to_labels(rows: Rows) -> LogitGradient:
+            return lambda scores, _: cross_entropy(scores, labels[rows])
+
+        return descended(start, problem, problem.batches(), to_labels, lr=lr)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,56 +72,71 @@ class MoDe:
     """Momentum degradation towards a young model, with memory guidance.
 
     Attributes:
-        rounds: Rounds in all; None takes half as many as were trained.
-        guidance_rounds: How many of them, the last ones, are guidance only.
+        rounds: Rounds in all; None takes a quarter of those that were trained.
+        guidance_rounds: How many of them, the last ones, are guidance only; at least
+            one round is not.
         keep: Share of the old weights that is left after the degradation.
-        momentum: Share that is left after each round of it, lambda; None takes the
-            one that leaves ``keep``.
-        start: Where the young model starts: ``initial``, or that model ``shuffled``.
+        momentum: Share that is left after a round of it, lambda; None follows ``keep``.
+        start: Where the young model starts: the ``initial`` one, or that ``shuffled``.
     """
 
     rounds: int | None = None
     guidance_rounds: int = 1
     keep: float = 0.05
     momentum: float | None = None
-    start: Literal["initial", "shuffled"] = "initial"
+    start: Literal["shuffled", "initial"] = "shuffled"
     requires: ClassVar[Requires] = Requires(
         broadcasts="initial", leaver=True, clients=True
     )
     about: ClassVar[About] = About(
         family="distillation",
         cost="2 R K E at clients, R E at the leavers",
-        source="Zhao et al., Federated Unlearning With Momentum Degradation, IEEE "
-        "Internet of Things Journal 2023",
+        source="Zhao et al., Federated Unlearning With Momentum Degradation, 2023",
     )
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        for name, least in (("rounds", 1), ("guidance_rounds", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        for name in ("keep", "momentum"):
+            if (share := getattr(self, name)) is not None and not 0 < share < 1:
+                raise ValueError(f"{name} must lie in (0, 1), got {share}")
 
     def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
         """Return the model after degradation and guidance."""
-        first, ids = ctx.schedule.rounds + 1, contributors(ctx)
-        rounds = first // 2 if self.rounds is None else self.rounds
-        fading = max(0, rounds - self.guidance_rounds)
-        kept = self.keep ** (1 / max(fading, 1)) if self.momentum is None else self.momentum
-        w, young = model.copy(), ctx.initial_model.copy()
+        w, first, ids = model.copy(), ctx.schedule.rounds + 1, contributors(ctx)
+        rounds = self.rounds or (first + 2) // 4
+        fading = max(1, rounds - self.guidance_rounds)
+        kept = np.float32(self.momentum or self.keep ** (1 / fading))
+        young, server, nursery = ctx.initial_model, ctx.new_server(), ctx.new_server()
         if self.start == "shuffled":
             young = shuffled(young, ctx.layout, ctx.rng)
-        apprentice, server = ctx.new_server(), ctx.new_server()
-        for index in range(first, first + rounds):
+        for index in range(first, first + rounds) if ids else ():
             if index < first + fading:
-                young = continue_training(young, ctx, [index], apprentice)
-                w = np.float32(kept) * w + np.float32(1 - kept) * young
+                young = continue_training(young, ctx, [index], nursery)
+                w = kept * w + (1 - kept) * young
             cohort = ctx.schedule.cohort(index, ctx.clients.ids)
             updates = ctx.clients.train(w, cohort, round_index=index)
-            for client in ids:
-                updates = _joined(updates, self._guided(w, young, client, ctx, index))
-            w = server.step(updates)
+            w = server.step(joined(updates, guided(w, young, ctx, index)))
         return w
 
-    def _guided(self, w, young, client, ctx, index):
-        who = leavers_of(ctx)
-        labels = who.run(Labels(), young, [client], round_index=index).values[0]
-        guidance = Guidance(labels=tuple(labels.astype(int).tolist()))
-        return who.run(guidance, w, [client], round_index=index)
 
-def _joined(updates, results):
-    from dataclasses import replace
-    return replace(updates, clients=updates.clients + results.clients, after=np.vstack([updates.after, results.values]), num_examples=np.concatenate([updates.num_examples, results.num_examples]))
+def guided(w: Vector, young: Vector, ctx: UnlearningContext, t: int) -> list[Results]:
+    """Return what memory guidance makes of ``w`` at each leaver."""
+    leavers, found = leavers_of(ctx), []
+    for client in contributors(ctx):
+        labels = leavers.run(Labels(), young, [client], round_index=t).values[0]
+        order = Guidance(labels=tuple(int(label) for label in labels))
+        found.append(leavers.run(order, w, [client], round_index=t))
+    return found
+
+
+def joined(updates: Updates, others: list[Results]) -> Updates:
+    """Return a cohort's updates together with models of other clients."""
+    clients = [*updates.clients, *(c for one in others for c in one.clients)]
+    after = np.concatenate([updates.after, *(one.values for one in others)])
+    sizes = [updates.num_examples, *(one.num_examples for one in others)]
+    order = np.argsort(clients)
+    deltas, counts = (after - updates.before)[order], np.concatenate(sizes)[order]
+    return Updates.of_deltas(updates.before, deltas, sorted(clients), counts)

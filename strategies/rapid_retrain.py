@@ -92,7 +92,7 @@ class RapidRetrain:
     power: float = 0.5
     damping: float = 1.0
     about: ClassVar[About] = About(
-        family="exact",
+        family="calibrated retraining",
         guarantee="exact: nothing of what is to be forgotten is used",
         cost="2 R K E at clients",
         source="Liu et al., Right to be Forgotten in FL, INFOCOM 2022",

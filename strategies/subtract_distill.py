@@ -49,7 +49,7 @@ class SubtractDistill:
     lr: float | None = None
     batch_size: int | None = None
     about: ClassVar[About] = About(
-        family="distillation",
+        family="subtraction",
         cost="T P and E n P at the server, n its examples",
         source="Wu et al., Federated Unlearning with Knowledge Distillation, 2022",
     )

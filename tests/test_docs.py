@@ -1,5 +1,6 @@
 """What the README, the docs, the example and the benchmarks show is run here."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from fedunlearn.history.lineage import PARTS_OF_OTHERS
 from fedunlearn.history.retention import RETENTIONS, retention
 from fedunlearn.history.settings import Settings, first_meta
 from fedunlearn.history.stats import KIND_OF_PART
+from strategies import METHODS
 from tests.history_helpers import LAYOUT, a_record, a_state
 
 ROOT = Path(__file__).parent.parent
@@ -130,3 +132,34 @@ def test_the_format_page_names_every_table_column_and_tensor():
         assert f"| `{part}` |" in page
     for name in [*CODECS, *RETENTIONS]:
         assert f"`{name}" in page + (ROOT / "docs" / "concepts.md").read_text("utf-8")
+
+
+def test_every_method_has_a_section_a_settings_file_and_all_that_the_table_says():
+    page = (ROOT / "docs" / "methods.md").read_text("utf-8")
+    for name, cls in METHODS.items():
+        assert f"## `{name}`" in page, name
+        assert f"[`{name}`](#{name})" in page, name
+        assert (ROOT / "configs" / "method" / f"{name}.yaml").is_file()
+        about = cls.about
+        assert all((about.family, about.guarantee, about.cost, about.source)), name
+
+
+def test_a_method_s_module_is_at_most_eighty_lines_of_code():
+    for name, cls in METHODS.items():
+        module = sys.modules[cls.__module__]
+        assert code_lines(Path(module.__file__)) <= 80, name
+
+
+def code_lines(file: Path) -> int:
+    """Lines that are neither blank, comment nor docstring."""
+    text = file.read_text("utf-8")
+    prose = set()
+    for node in ast.walk(ast.parse(text)):
+        text_only = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if text_only and isinstance(node.value.value, str):
+            prose.update(range(node.lineno, node.end_lineno + 1))
+    return sum(
+        1
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip() and not line.strip().startswith("#") and number not in prose
+    )
