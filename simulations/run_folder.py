@@ -111,20 +111,20 @@ class RunFolder:
 
     def save_curve(self, seed: int, accuracies: list[float]) -> None:
         """Write the test accuracies of a seed so far."""
-        _write_json(self._part("curve", seed), accuracies)
+        _write_json(self._measured("curve", seed), accuracies)
 
     def curve(self, seed: int) -> list[float]:
         """Return the test accuracies of a seed so far."""
-        path = self._part("curve", seed)
+        path = self._measured("curve", seed)
         return list(read_json(path)) if path.exists() else []
 
     def save_noise(self, seed: int, noise: float) -> None:
         """Write the numerical noise floor."""
-        _write_json(self._part("noise", seed), noise)
+        _write_json(self._measured("noise", seed), noise)
 
     def noise(self, seed: int) -> float | None:
         """Return the numerical noise floor, or None if it was not measured yet."""
-        path = self._part("noise", seed)
+        path = self._measured("noise", seed)
         return float(read_json(path)) if path.exists() else None
 
     def save_row(self, row: Row, layout: Layout, model: Vector) -> None:
@@ -144,10 +144,17 @@ class RunFolder:
         path = self.path / "models" / f"seed-{seed}-{label}.safetensors"
         return layout.flatten(load_file(path))
 
-    def _part(self, name: str, seed: int) -> Path:
+    def _part(self, label: str, seed: int) -> Path:
+        return self._parts() / f"seed-{seed}-{label}.json"
+
+    def _measured(self, what: str, seed: int) -> Path:
+        # A dot where a row has a dash: a method may be called "noise" too.
+        return self._parts() / f"seed-{seed}.{what}.json"
+
+    def _parts(self) -> Path:
         folder = self.path / "parts"
         folder.mkdir(exist_ok=True)
-        return folder / f"seed-{seed}-{name}.json"
+        return folder
 
     def save_model(self, seed: int, label: str, model: Vector, layout: Layout) -> None:
         """Write a model as safetensors."""

@@ -59,8 +59,9 @@ def descended(
     loss_of: LossOf,
     *,
     lr: float,
+    momentum: float = 0.0,
 ) -> Vector:
-    """Return ``start`` after one step of plain SGD a batch.
+    """Return ``start`` after one step of SGD a batch.
 
     Args:
         start: Shape ``(P,)``.
@@ -68,10 +69,13 @@ def descended(
         batches: The rows of each step.
         loss_of: The loss on these rows.
         lr: Learning rate.
+        momentum: In ``[0, 1)``; its buffer starts at zero.
     """
-    w = start.copy()
+    w, velocity = start.copy(), np.zeros_like(start)
     for rows in batches:
-        w -= np.float32(lr) * problem.gradient(w, rows, loss_of(rows))
+        velocity *= np.float32(momentum)
+        velocity += problem.gradient(w, rows, loss_of(rows))
+        w -= np.float32(lr) * velocity
     return w
 
 

@@ -15,12 +15,12 @@ FedQUIT's repository does (lambda 0.95 in 56 of 60 rounds, 5e-4 as one of two ra
 Not known are the paper's lambda, whether it changes over the rounds, the rates, and
 whether M_d is trained in the last rounds (here, as in the port, it is not).
 
-Departures: over few rounds lambda 0.95 leaves most of the old weights; the default is
-the lambda that leaves a share ``keep`` of them in the end, in the port 0.057. M_d
-starts from the initial model with the numbers of each array shuffled. Its labels come
-back to the server and go out again with M, because one model travels at a time. A
-leaver takes plain steps at the pace of training, lr / (1 - momentum), in the batches of
-training. If no leaver ever took part the model is returned as it is.
+Departures: M_d starts from the initial model with the numbers of each array shuffled.
+Over few rounds lambda 0.95 leaves most of the old weights; ``keep`` sets the share that
+is left in the end, in the port 0.057. M_d's labels come back to the server and go out
+again with M, because one model travels at a time. A leaver trains at the rate and
+momentum and in the batches of training. If no leaver ever took part the model is
+returned as it is.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from fedunlearn.local import LocalProblem, LogitGradient, Results, Rows
 from fedunlearn.method import About, Requires, UnlearningContext, continue_training
 from fedunlearn.params import Vector
 from fedunlearn.updates import Updates
-from strategies.forgetting import contributors, descended, leavers_of, pace
+from strategies.forgetting import contributors, descended, leavers_of
 from strategies.logit_losses import cross_entropy
 from strategies.reference import shuffled
 
@@ -59,12 +59,13 @@ class Guidance:
 
     def run(self, start: Vector, problem: LocalProblem) -> Vector:
         """Return the model after training from ``start``, shape ``(P,)``."""
-        labels, lr = np.array(self.labels, np.int64), pace(problem.training)
+        labels, how = np.array(self.labels, np.int64), problem.training
 
         def to_labels(rows: Rows) -> LogitGradient:
             return lambda scores, _: cross_entropy(scores, labels[rows])
 
-        return descended(start, problem, problem.batches(), to_labels, lr=lr)
+        batches, rate = problem.batches(), {"lr": how.lr, "momentum": how.momentum}
+        return descended(start, problem, batches, to_labels, **rate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +76,16 @@ class MoDe:
         rounds: Rounds in all; None takes a quarter of those that were trained.
         guidance_rounds: How many of them, the last ones, are guidance only; at least
             one round is not.
-        keep: Share of the old weights that is left after the degradation.
-        momentum: Share that is left after a round of it, lambda; None follows ``keep``.
+        momentum: Share of the old weights that is left after a round of degradation,
+            lambda.
+        keep: If given, the share that is left after all of it instead.
         start: Where the young model starts: the ``initial`` one, or that ``shuffled``.
     """
 
     rounds: int | None = None
     guidance_rounds: int = 1
-    keep: float = 0.05
-    momentum: float | None = None
+    momentum: float = 0.95
+    keep: float | None = None
     start: Literal["shuffled", "initial"] = "shuffled"
     requires: ClassVar[Requires] = Requires(
         broadcasts="initial", leaver=True, clients=True
@@ -99,7 +101,7 @@ class MoDe:
         for name, least in (("rounds", 1), ("guidance_rounds", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        for name in ("keep", "momentum"):
+        for name in ("momentum", "keep"):
             if (share := getattr(self, name)) is not None and not 0 < share < 1:
                 raise ValueError(f"{name} must lie in (0, 1), got {share}")
 
@@ -108,14 +110,14 @@ class MoDe:
         w, first, ids = model.copy(), ctx.schedule.rounds + 1, contributors(ctx)
         rounds = self.rounds or (first + 2) // 4
         fading = max(1, rounds - self.guidance_rounds)
-        kept = np.float32(self.momentum or self.keep ** (1 / fading))
+        kept = self.keep ** (1 / fading) if self.keep else self.momentum
         young, server, nursery = ctx.initial_model, ctx.new_server(), ctx.new_server()
         if self.start == "shuffled":
             young = shuffled(young, ctx.layout, ctx.rng)
         for index in range(first, first + rounds) if ids else ():
             if index < first + fading:
                 young = continue_training(young, ctx, [index], nursery)
-                w = kept * w + (1 - kept) * young
+                w = np.float32(kept) * w + np.float32(1 - kept) * young
             cohort = ctx.schedule.cohort(index, ctx.clients.ids)
             updates = ctx.clients.train(w, cohort, round_index=index)
             w = server.step(joined(updates, guided(w, young, ctx, index)))

@@ -186,3 +186,41 @@ def test_a_leavers_backdoor_works_in_the_trained_model_and_not_in_the_retrained(
 def test_without_a_backdoor_there_is_no_success_to_measure(tiny):
     rows = compare(load_scenario(tiny, ["methods=[]", "rounds=1"])).rows
     assert [row.metrics["backdoor_success"] for row in rows] == [None, None]
+
+
+def test_a_cover_carries_the_patch_and_keeps_its_class():
+    before = client()
+    cover = Backdoor(size=2, planted_by=("1",), camouflage=0.25)
+    after = cover.hide(before, 1.0, seed=0, client=4)
+    rows = planted_rows(before, after)
+    assert len(rows) == 5
+    assert (after.x[rows, :, 6:, 6:] == 1.0).all()
+    np.testing.assert_array_equal(after.y, before.y)
+
+
+def test_others_plant_and_the_leavers_cover():
+    scenario = load_scenario(
+        "configs/scenario/quickstart.yaml",
+        [
+            "forget=[2]",
+            "backdoor={planted_by: [1], camouflage: 1.0, fraction: 1.0, target: 3}",
+        ],
+    )
+    prepared = prepare(scenario)
+    clean, dirty = prepared.federation.clients, prepared.task.clients
+    changed = [c for c in range(10) if not np.array_equal(clean[c].x, dirty[c].x)]
+    assert changed == [1, 2]
+    assert set(dirty[1].y) == {3}
+    np.testing.assert_array_equal(dirty[2].y, clean[2].y)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"camouflage": 0.5}, "name planted_by"),
+        ({"camouflage": 1.5, "planted_by": ("1",)}, r"camouflage must lie in \[0, 1\]"),
+    ],
+)
+def test_a_cover_for_nothing_is_refused(settings, why):
+    with pytest.raises(ValueError, match=why):
+        Backdoor(**settings)

@@ -127,7 +127,7 @@ def test_the_young_model_is_drawn_from_the_method_s_own_stream():
     assert norm(first - other) > 1e-3
     bias_apart = INITIAL.copy()
     bias_apart[:4] = derive(0, "method").permutation(INITIAL[:4])
-    expected = written_out(model, bias_apart, (3,), 0.05, 1, 1)
+    expected = written_out(model, bias_apart, (3,), 0.95, 1, 1)
     assert first == pytest.approx(expected, abs=1e-5)
 
 
@@ -169,7 +169,7 @@ def test_guidance_is_torch_s_training_on_the_given_classes():
     labels = tuple(derive(6, "labels").integers(0, 3, len(problem.labels)).tolist())
     module = deepcopy(problem.task.module())
     load(module, problem.task.layout, start)
-    steps = torch.optim.SGD(module.parameters(), 0.2 / (1 - 0.5))
+    steps = torch.optim.SGD(module.parameters(), 0.2, momentum=0.5)
     x, y = tensor_view(problem.data.x), torch.tensor(labels)
     for rows in problem.batches():
         chosen = torch.from_numpy(rows)
@@ -181,6 +181,30 @@ def test_guidance_is_torch_s_training_on_the_given_classes():
     assert np.abs(expected - start).max() > 0.1
     found = Guidance(labels=labels).run(start, problem)
     assert found == pytest.approx(expected, abs=5e-6)
+
+
+class Overheard:
+    """Leavers of whom one hears what they were sent."""
+
+    def __init__(self, inner):
+        self.inner, self.ids, self.sent = inner, inner.ids, []
+
+    def run(self, procedure, model, ids, *, round_index):
+        self.sent.append((type(procedure), model.copy()))
+        return self.inner.run(procedure, model, ids, round_index=round_index)
+
+
+def test_the_young_model_labels_and_the_fading_one_is_guided():
+    model, make = federation()
+    ctx = make((3,))
+    ctx = replace(ctx, leavers=Overheard(ctx.leavers))
+    MoDe(rounds=1, momentum=0.7, start="initial").unlearn(model, ctx)
+    each = [INITIAL + PULL * (CENTRES[c] - INITIAL) for c in range(3)]
+    young = np.average(each, axis=0, weights=SIZES[:3])
+    (first, labelling), (second, guided_one) = ctx.leavers.sent
+    assert (first, second) == (Labels, Guidance)
+    assert labelling == pytest.approx(young, abs=1e-6)
+    assert guided_one == pytest.approx(0.7 * model + 0.3 * young, abs=1e-6)
 
 
 @pytest.mark.parametrize("labels", [(), (2, 0, 1)])
