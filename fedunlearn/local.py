@@ -28,7 +28,7 @@ returns the derivative of the batch's loss by the scores, ``(b, C)``, float32.""
 METHODS_GROUP = "fedunlearn.methods"
 """Entry points under which packages offer methods: name -> class."""
 _OWN_PACKAGES = ("fedunlearn", "strategies")
-_NAME = "procedure"
+_NAME, _NONES = "procedure", "procedure-none"
 
 
 class LocalProblem(Protocol):
@@ -138,7 +138,10 @@ def encode(procedure: LocalProcedure) -> dict[str, Any]:
     cls = type(procedure)
     values = {f.name: getattr(procedure, f.name) for f in fields(procedure)}  # type: ignore[arg-type]
     given = {f"{_NAME}.{k}": _plain(v) for k, v in values.items() if v is not None}
-    return {_NAME: f"{cls.__module__}:{cls.__qualname__}", **given}
+    # A record has no word for None.
+    nones = [k for k, v in values.items() if v is None]
+    named = f"{cls.__module__}:{cls.__qualname__}"
+    return {_NAME: named, **({_NONES: nones} if nones else {}), **given}
 
 
 def decode(
@@ -162,6 +165,7 @@ def decode(
         for key, value in config.items()
         if key.startswith(lead)
     }
+    values |= dict.fromkeys(config.get(_NONES, ()))
     try:
         found: Any = import_module(module)
         for part in name.split("."):

@@ -9,12 +9,14 @@ from strategies.decoys import Jitter, LabelMask, OutputFilter, RecordOnly
 from strategies.fast_fedul import FastFedul
 from strategies.fats import Fats
 from strategies.fed_eraser import FedEraser
+from strategies.fed_osd import FedOsd
 from strategies.fed_quit import FedQuit
 from strategies.fed_recover import FedRecover
 from strategies.fed_recovery import FedRecovery
 from strategies.fine_tune import FineTune
 from strategies.fisher_reset import FisherReset
 from strategies.influence import Influence
+from strategies.mode import MoDe
 from strategies.negate import NoT
 from strategies.noise import Noise
 from strategies.nothing import Nothing
@@ -48,7 +50,9 @@ METHODS = MethodTable(
         "fed_recovery": FedRecovery,
         "conda": Conda,
         "pgd": Pgd,
+        "fed_osd": FedOsd,
         "fed_quit": FedQuit,
+        "mode": MoDe,
         "not": NoT,
         "fisher_reset": FisherReset,
         "channel_prune": ChannelPrune,
@@ -71,6 +75,7 @@ __all__ = [
     "FastFedul",
     "Fats",
     "FedEraser",
+    "FedOsd",
     "FedQuit",
     "FedRecover",
     "FedRecovery",
@@ -79,6 +84,7 @@ __all__ = [
     "Influence",
     "Jitter",
     "LabelMask",
+    "MoDe",
     "NoT",
     "Noise",
     "Nothing",

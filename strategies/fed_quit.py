@@ -1,8 +1,9 @@
 """FedQUIT: the leaver distils a teacher that does not know its classes.
 
-A. Mora, L. Dominici, P. Bellavista, "FedQUIT: On-Device Federated Unlearning via a
-Quasi-Competent Virtual Teacher", 2024. With z_g the global model's scores of an example
-of class y, and z_w those of the student w, which starts as the global model::
+A. Mora, L. Valerio, P. Bellavista, A. Passarella, "FedQUIT: On-Device Federated
+Unlearning via a Quasi-Competent Virtual Teacher", arXiv:2408.07587, 2024. With z_g the
+global model's scores of an example of class y, and z_w those of the student w, which
+starts as the global model::
 
     z_t[c] = z_g[c] for c != y,  z_t[y] = v     the virtual teacher
     v      = min_c z_g[c]                       ``min``

@@ -32,7 +32,7 @@ def contributors(ctx: UnlearningContext) -> tuple[ClientId, ...]:
     Of the others the model holds nothing: asking them to undo something would only do
     damage. Without a recorded round nobody can tell, and all are returned.
     """
-    ids, history = sorted(leavers_of(ctx).ids), ctx.history
+    ids, history = sorted(ctx.touched), ctx.history
     return tuple(c for c in ids if not history.rounds or history.rounds_of(c))
 
 

@@ -29,7 +29,7 @@ class Gradient:
 
     scale: float = 1.0
     picks: tuple[int, ...] = (0,)
-    word: str = "mean"
+    word: str | None = "mean"
 
     def run(self, start, problem):
         rows = problem.batches()[self.picks[0]]
@@ -73,6 +73,7 @@ def test_a_procedure_travels_as_its_name_and_fields():
     sent = encode(Gradient(scale=2.5, picks=(1, 2), word="x"))
     assert sent["procedure"] == f"{__name__}:Gradient"
     assert decode(sent, anything) == Gradient(scale=2.5, picks=(1, 2), word="x")
+    assert decode(encode(Gradient(word=None)), anything) == Gradient(word=None)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def killed(scenario, out, kind, count, overrides):
     assert child.returncode == -signal.SIGKILL, child.stderr[-2000:]
 
 
-METHODS = "methods=[rollback,fed_eraser,subtract]"
+METHODS = "methods=[rollback,fed_eraser,fine_tune]"
 CASES = {
     "first round": (["server=fed_avg"], [("round", 1)]),
     "last round, momentum": (["server=fed_avgm"], [("round", 3)]),
