@@ -63,6 +63,15 @@ def to_arrays(
     return ArrayRecord({**named, **(carried or {})})
 
 
+def views_of(vector: Vector, layout: Layout) -> ArrayRecord:
+    """Return ``vector``, shape ``(P,)``, as named arrays on its own memory.
+
+    For records that stay in this process; nobody writes to ``vector`` while they live.
+    """
+    named = layout.unflatten(vector).items()
+    return ArrayRecord({name: MatrixArray(values) for name, values in named})
+
+
 def from_arrays(arrays: ArrayRecord, layout: Layout) -> Vector:
     """Return the floating-point arrays of a record as a new vector, shape ``(P,)``."""
     return layout.flatten(numpy_arrays(arrays))

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import final, overload
 
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 from typing_extensions import override
 
-from fedunlearn.arrays import MatrixArray
+from fedunlearn.arrays import views_of
 from fedunlearn.client import NUM_EXAMPLES, NUM_SAMPLES, NUM_STEPS, TRAIN_LOSS
 from fedunlearn.cohort import CohortResult
 from fedunlearn.params import Layout
@@ -51,9 +51,8 @@ class CohortReplies(Sequence[Message]):
         return self._reply(range(len(self))[index])
 
     def _reply(self, k: int) -> Message:
-        arrays, result = ArrayRecord(), self.result
-        for name, values in self.layout.unflatten(result.models[k]).items():
-            arrays[name] = MatrixArray(values)
+        result = self.result
+        arrays = views_of(result.models[k], self.layout)
         metrics = MetricRecord(
             {
                 NUM_EXAMPLES: int(result.num_examples[k]),

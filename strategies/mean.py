@@ -14,7 +14,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from fedunlearn.arrays import to_arrays
+from fedunlearn.arrays import views_of
 from fedunlearn.params import Layout, weighted_mean
 from fedunlearn.updates import Updates
 from strategies.replies import WEIGHT_KEY
@@ -66,7 +66,7 @@ def mean_reply(
     }
     content = RecordDict(
         {
-            "arrays": to_arrays(weighted_mean(updates.after, counts), layout),
+            "arrays": views_of(weighted_mean(updates.after, counts), layout),
             "metrics": MetricRecord({WEIGHT_KEY: total, **means}),
         }
     )
