@@ -221,7 +221,10 @@ class NeedsTheLeaver:
 
 def test_a_method_that_cannot_be_served_is_refused_with_those_that_can():
     with pytest.raises(RequirementError, match=r"'mine' needs the leaver.*fed_eraser"):
-        compare(load_scenario(QUICKSTART, TINY), methods={"mine": NeedsTheLeaver()})
+        compare(
+            load_scenario(QUICKSTART, [*TINY, "leavers_online=false"]),
+            methods={"mine": NeedsTheLeaver()},
+        )
 
 
 @pytest.mark.parametrize("label", ["../up", "", "a/b", "trained", "x" * 65])

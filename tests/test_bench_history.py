@@ -167,7 +167,9 @@ def test_what_cannot_be_served_says_what_it_lacks(rows):
 
 
 def test_a_stateful_rule_is_rolled_back_to_its_recorded_state(file, tmp_path):
-    momentum = ["server.name=fed_avgm", "server.momentum=0.9"]
+    # Subtraction means nothing under such a rule and is refused.
+    able = "methods=[rollback,fed_eraser,fed_eraser@kept]"
+    momentum = [able, "server.name=fed_avgm", "server.momentum=0.9"]
     later = ["seeds=[2]", "clients_per_round=2"]  # client 3 first comes in round 2
     scenario = load_scenario(file, [*EXACT, *momentum, *later])
     expected = {row.method: row.model_sha256 for row in compare(scenario).rows}

@@ -21,7 +21,6 @@ from simulations.scenario import Engine, Outline
         ({"data_seed": -1}, r"must lie in \[0, 2\*\*63\)"),
         ({"clients": 1}, "clients must be at least 2"),
         ({"clients_per_round": 0}, "clients_per_round must be at least 1"),
-        ({"forget": ()}, "forget must name at least one client"),
         ({"methods": ("nothing", "nothing")}, "methods must be distinct"),
         ({"holdout": 1.0}, "holdout must lie in"),
         ({"holdout": float("nan")}, "holdout must lie in"),
