@@ -86,10 +86,12 @@ def of_fed_recover(found: Results) -> list[str]:
 
 
 def of_sifu(found: Results) -> list[str]:
-    """Rounds against those from scratch."""
+    """Rounds against those from scratch, which is what ``rollback`` comes to here."""
     whole = cost(found, "retrain", "client_rounds")
     names = [
-        m for m in dict.fromkeys(r["method"] for r in found["rows"]) if "sifu" in m
+        m
+        for m in dict.fromkeys(r["method"] for r in found["rows"])
+        if m.startswith(("sifu", "rollback"))
     ]
     shown = [
         f"{m} {100 * cost(found, m, 'client_rounds') / whole:.0f} % of the rounds, "
@@ -116,6 +118,7 @@ def of_bad_fu(found: Results) -> list[str]:
 
 
 CLAIMS: dict[str, Callable[[Results], list[str]]] = {
+    "fed_eraser_iid": of_fed_eraser,
     "fed_eraser": of_fed_eraser,
     "pgd": of_pgd,
     "fast_fedul": of_fast_fedul,

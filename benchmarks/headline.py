@@ -28,18 +28,21 @@ CELLS = {
     "backdoor_0.5": ["partition.alpha=0.5", "backdoor={fraction: 0.5, target: 0}"],
 }
 """Name of a table -> what it changes in the scenario."""
+BUDGETS = ["fine_tune@13", "fine_tune@20", "fine_tune@40"]
+"""The control at other budgets than its own: what each method is held against."""
 SMOKE = ["data.name=digits", "model.name=mlp", "rounds=2", "clients=6", "seeds=[0]"]
 SMOKE += ["clients_per_round=3", "server_examples=20", "training.batch_size=64"]
 
 
 def labels() -> list[str]:
-    """Return every method that can forget a client."""
-    return [n for n, cls in METHODS.items() if "client" in cls().requires.levels]
+    """Return every method that can forget a client of a plain federation."""
+    needs = {name: cls().requires for name, cls in METHODS.items()}
+    return [n for n, r in needs.items() if "client" in r.levels and not r.shards]
 
 
 def scenario(overrides: list[str], seeds: int | None) -> Scenario:
     """Return a cell's scenario with all methods."""
-    methods = f"methods=[{','.join(labels())}]"
+    methods = f"methods=[{','.join([*labels(), *BUDGETS])}]"
     some = [] if seeds is None else [f"seeds=[{','.join(map(str, range(seeds)))}]"]
     file = ROOT / "configs" / "scenario" / "headline.yaml"
     return load_scenario(file, [methods, *overrides, *some])

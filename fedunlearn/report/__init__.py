@@ -2,7 +2,9 @@
 
 from fedunlearn.report.columns import BRIEF
 from fedunlearn.report.comparison import TextTable, tabulate
-from fedunlearn.report.gaps import average_gap, gap_table, retrain_to_retrain
+from fedunlearn.report.controls import against_control
+from fedunlearn.report.gap_table import gap_table
+from fedunlearn.report.gaps import average_gap, retrain_to_retrain
 from fedunlearn.report.page import ReportInput, render_report
 from fedunlearn.report.summary import (
     RETRAIN,
@@ -25,6 +27,7 @@ __all__ = [
     "MethodSummary",
     "ReportInput",
     "TextTable",
+    "against_control",
     "average_gap",
     "estimate",
     "format_estimate",
