@@ -226,6 +226,8 @@ def unmet_requirements(
         "data on the server": needs.server_data and ctx.server_data is None,
         "a server rule that is a weighted mean": needs.mean
         and not ctx.new_server().mean,
+        "a model in shards (scenario key shards)": needs.shards
+        and ctx.schedule.shards == 1,
     }
     others = [level for level in ctx.levels if level not in needs.levels]
     if others:

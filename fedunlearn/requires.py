@@ -62,6 +62,7 @@ class Requires:
         leaver: Whether the leavers must answer.
         server_data: Whether the server must have examples of its own.
         mean: Whether the server rule must be a weighted mean of the updates.
+        shards: Whether the model must be one of several shards.
         levels: What it can forget.
     """
 
@@ -74,6 +75,7 @@ class Requires:
     leaver: bool = False
     server_data: bool = False
     mean: bool = False
+    shards: bool = False
     levels: tuple[Level, ...] = ("client",)
 
     @override
@@ -94,6 +96,7 @@ class Requires:
             "the leaver": self.leaver,
             "data on the server": self.server_data,
             "a mean as server rule": self.mean,
+            "a model in shards": self.shards,
         }
         return ", ".join(need for need, wanted in needs.items() if wanted) or "nothing"
 
@@ -112,6 +115,7 @@ class Requires:
             leaver=self.leaver or other.leaver,
             server_data=self.server_data or other.server_data,
             mean=self.mean or other.mean,
+            shards=self.shards or other.shards,
             levels=tuple(level for level in self.levels if level in other.levels),
         )
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from fedunlearn.history import ClientId
 from fedunlearn.rng import derive
+from fedunlearn.shards import shards_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,8 @@ class TrainingSchedule:
         epochs: Local epochs a client trains a round, E.
         clients_per_round: Clients asked a round; None asks all.
         joins: Client -> the first round it takes part in, if that is not the first.
+        shards: Parts of the federation that train blocks of their own, S; each has the
+            same share of the clients asked a round.
     """
 
     seed: int
@@ -26,20 +29,29 @@ class TrainingSchedule:
     epochs: float
     clients_per_round: int | None = None
     joins: Mapping[ClientId, int] = field(default_factory=dict)
+    shards: int = 1
 
     def cohort(
         self, round_index: int, candidates: Collection[ClientId]
     ) -> tuple[ClientId, ...]:
         """Return who is asked in a round, ascending.
 
-        Every client draws one number for the round and the smallest numbers are asked.
-        Without one client the others keep their numbers, so only the next in line moves
-        up: the cohorts with and without a leaver differ in one place.
+        Every client draws one number for the round and the smallest numbers of each
+        shard are asked. Without one client the others keep their numbers, so only the
+        next in line moves up: the cohorts with and without a leaver differ in one
+        place, and in no other shard.
         """
         ordered = sorted(c for c in candidates if self.joins.get(c, 1) <= round_index)
-        if self.clients_per_round is None or len(ordered) <= self.clients_per_round:
+        if self.clients_per_round is None:
+            return tuple(ordered)
+        each = self.clients_per_round // self.shards
+        if len(ordered) <= each:
             return tuple(ordered)
         lots = derive(self.seed, "cohort", round_index).random(ordered[-1] + 1)
         ids = np.array(ordered)
-        smallest = np.argsort(lots[ids], kind="stable")[: self.clients_per_round]
-        return tuple(np.sort(ids[smallest]).tolist())
+        homes = shards_of(ordered, self.shards)
+        asked = [
+            own[np.argsort(lots[own], kind="stable")[:each]]
+            for own in (ids[homes == shard] for shard in range(self.shards))
+        ]
+        return tuple(np.sort(np.concatenate(asked)).tolist())

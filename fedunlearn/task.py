@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -15,9 +15,11 @@ from fedunlearn.data import ClientData, LazyClients
 from fedunlearn.data.divide import Divided
 from fedunlearn.history import ClientId, Counts
 from fedunlearn.models import ModelSpec
+from fedunlearn.models.ensemble import Ensemble
 from fedunlearn.models.state import arrays_of, initial_vector, load, tensor_view
 from fedunlearn.params import Layout, Vector
 from fedunlearn.request import View
+from fedunlearn.shards import blocks_of, shard_of
 from fedunlearn.training import LocalWork, Training, batch_order, samples_of
 
 _WHOLE = Divided()
@@ -59,6 +61,18 @@ class LocalTask:
         """Names and shapes of the model's arrays."""
         return _layout_of(self.model, self.input_shape, self.num_classes)
 
+    @property
+    def shards(self) -> int:
+        """How many blocks the model has that are trained apart, S."""
+        return self.model.shards if isinstance(self.model, Ensemble) else 1
+
+    @property
+    def member(self) -> "LocalTask":
+        """The task as one shard has it: its model is a block, shape ``(P / S,)``."""
+        if not isinstance(self.model, Ensemble):
+            return self
+        return replace(self, model=self.model.member)
+
     def data_of(self, client: ClientId, view: View = "all") -> ClientData:
         """Return what a client holds, or a part of it."""
         return self.divided.of(client, self.clients[client], view)
@@ -88,7 +102,7 @@ class LocalTask:
         return initial_vector(module, self.layout, seed)
 
     def train(self, client: ClientId, model: Vector, work: LocalWork) -> LocalResult:
-        """Train at one client.
+        """Train at one client, in shards its own block alone.
 
         Args:
             client: Whose data.
@@ -97,7 +111,9 @@ class LocalTask:
         """
         data = self.data_of(client, work.view)
         batches = batch_order(len(data.y), self.training, client, work)
-        after, loss = self.descend(data, model, batches, work.proximal_mu)
+        after, own = model.copy(), shard_of(client, self.shards)
+        start, trained = (blocks_of(m, self.shards)[own] for m in (model, after))
+        trained[:], loss = self.member.descend(data, start, batches, work.proximal_mu)
         samples = sum(map(len, batches))
         return LocalResult(after, len(data.y), len(batches), samples, loss)
 

@@ -25,7 +25,7 @@ from simulations.schema import (
     read_yaml,
 )
 from strategies import METHODS
-from strategies.server_rules import SERVER_RULES
+from strategies.server_rules import SERVER_RULES, check_shards
 
 _TABLES: Mapping[str, tuple[str, Mapping[str, type[Any]], str]] = {
     "data": ("data set", DATASETS, "digits"),
@@ -79,6 +79,7 @@ def _scenario(
             raise UnknownNameError.of(kind, name, table)
         parts[section] = build(table[name], fields, section, ("name",))
         resolved[section] = {"name": name, **plain(parts[section])}
+    check_shards(parts["server"], outline.shards)
     for section, schema in _PLAIN_SECTIONS.items():
         fields = {**_section(own, section), **_section(given, section)}
         parts[section] = build(schema, fields, section)

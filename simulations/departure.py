@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from fedunlearn.errors import ConfigError
+from fedunlearn.errors import ConfigError, RequirementError
 from fedunlearn.method import UnlearningMethod
 from fedunlearn.report import RETRAIN, TRAINED
 from simulations.comparison import Comparison, HistoryStats, Row
@@ -71,6 +71,7 @@ def compare(
     """
     chosen = _chosen(scenario.methods if methods is None else methods)
     prepared = prepare(scenario)
+    _check_requests(prepared, chosen)
     chosen |= _jointly(prepared, chosen)
     if scenario.engine.kernel == AUTO and available() is None:
         tell(listeners, "no_compiler", kernel=prepared.scenario.engine.kernel)
@@ -145,6 +146,19 @@ def _noise(runs: Runs, trained: Trained) -> float | None:
         if folder is not None:
             folder.save_noise(seed, noise)
     return noise
+
+
+def _check_requests(prepared: Prepared, chosen: Mapping[str, UnlearningMethod]) -> None:
+    """Refuse several requests to a method that trains some shards again.
+
+    Its rounds hold those shards alone: the next request would miss the others.
+    """
+    some = [label for label, method in chosen.items() if method.requires.shards]
+    if some and len(prepared.removals) > 1:
+        raise RequirementError(
+            f"method {some[0]!r} serves one request, the scenario has "
+            f"{len(prepared.removals)}: its history would lack the shards it leaves"
+        )
 
 
 def _jointly(

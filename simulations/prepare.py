@@ -13,6 +13,8 @@ from fedunlearn.errors import ConfigError, RequestError
 from fedunlearn.history import ClientId
 from fedunlearn.local import LocalProblem, anything
 from fedunlearn.method import UnlearningRequest
+from fedunlearn.models import ModelSpec
+from fedunlearn.models.ensemble import Ensemble
 from fedunlearn.problem import TorchProblem
 from fedunlearn.rng import derive
 from fedunlearn.task import LocalTask
@@ -30,7 +32,7 @@ from simulations.engine.kernels import (
 from simulations.engine.threads import usable_cores
 from simulations.engine.trainer import CohortSpec
 from simulations.requests import joint, removals_of, requests_of, with_returns
-from simulations.scenario import Scenario
+from simulations.scenario import Outline, Scenario
 from simulations.sequence import Removal
 
 
@@ -95,7 +97,7 @@ def prepare(scenario: Scenario) -> Prepared:
     federation, server_data = _server_share(federation, scenario)
     federation, joins = with_returns(federation, outline)
     everybody = range(len(federation.clients))
-    _check_cohort(outline.clients_per_round, len(everybody))
+    _check_cohort(outline, len(everybody))
     requests = requests_of(federation, scenario)
     request = joint([asked for asked, _ in requests])
     request.check(everybody)
@@ -106,7 +108,7 @@ def prepare(scenario: Scenario) -> Prepared:
     task = LocalTask(
         clients=planted,
         divided=divide(planted, request),
-        model=scenario.model,
+        model=_model(scenario),
         input_shape=federation.input_shape,
         num_classes=federation.num_classes,
         training=scenario.training,
@@ -228,8 +230,19 @@ def _planted(
     return replace(federation, clients=tuple(clients))
 
 
-def _check_cohort(clients_per_round: int | None, clients: int) -> None:
-    if clients_per_round is not None and clients_per_round > clients:
-        raise ConfigError(
-            f"clients_per_round is {clients_per_round}, there are {clients} clients"
-        )
+def _model(scenario: Scenario) -> ModelSpec:
+    """Return what the federation trains: one model, or one a shard."""
+    outline = scenario.outline
+    if outline.shards == 1:
+        return scenario.model
+    return Ensemble(member=scenario.model, shards=outline.shards, vote=outline.vote)
+
+
+def _check_cohort(outline: Outline, clients: int) -> None:
+    asked = {
+        "clients_per_round": outline.clients_per_round,
+        "shards": outline.shards,
+    }
+    for key, wanted in asked.items():
+        if wanted is not None and wanted > clients:
+            raise ConfigError(f"{key} is {wanted}, there are {clients} clients")

@@ -153,7 +153,7 @@ class Runs:
             shrunk=prepared.shrunk,
             server_data=prepared.server_problem(seed),
             schedule=trained.schedule,
-            new_server=partial(server_of, rule, layout),
+            new_server=partial(server_of, rule, layout, prepared.task.shards),
             layout=layout,
             rng=derive(seed, "method"),
         )

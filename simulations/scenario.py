@@ -11,6 +11,7 @@ from fedunlearn.history.codecs import codec
 from fedunlearn.history.retention import retention
 from fedunlearn.method import UnlearningMethod
 from fedunlearn.models import ModelSpec
+from fedunlearn.models.ensemble import Vote
 from fedunlearn.rng import SEED_LIMIT
 from fedunlearn.training import Training
 from strategies.server_rules import ServerRule
@@ -131,6 +132,10 @@ class Outline:
             some methods need it.
         server_examples: Examples of the test set that the server owns, without labels;
             nothing is measured on them.
+        shards: Parts of the federation, each with a model of its own: client k is in
+            shard ``k mod shards``; 1 is a federation with one model.
+        vote: How the shards' models answer together: the ``mean`` of their
+            probabilities, or the ``majority`` of their classes.
     """
 
     name: str = "scenario"
@@ -147,6 +152,8 @@ class Outline:
     data_seed: int = 0
     leavers_online: bool = True
     server_examples: int = 0
+    shards: int = 1
+    vote: Vote = "mean"
 
     def __post_init__(self) -> None:  # noqa: C901, PLR0912 - one check a field
         """Refuse values outside their range."""
@@ -177,6 +184,13 @@ class Outline:
         if self.server_examples < 0:
             raise ValueError(
                 f"server_examples must not be negative, got {self.server_examples}"
+            )
+        if self.shards < 1:
+            raise ValueError(f"shards must be at least 1, got {self.shards}")
+        if (self.clients_per_round or 0) % self.shards:
+            raise ValueError(
+                f"clients_per_round must be a multiple of shards={self.shards}, got "
+                f"{self.clients_per_round}"
             )
 
 

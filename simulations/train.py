@@ -20,6 +20,7 @@ from fedunlearn.history import (
 )
 from fedunlearn.params import Layout, Vector
 from fedunlearn.schedule import TrainingSchedule
+from fedunlearn.shards import ShardedMean
 from simulations.evaluate import Evaluator
 from simulations.events import Listener, tell
 from simulations.prepare import Prepared
@@ -73,7 +74,7 @@ def train(
         listeners: Told of every round.
     """
     layout, rule = prepared.task.layout, prepared.scenario.server
-    schedule = _schedule(prepared, seed)
+    schedule, shards = _schedule(prepared, seed), prepared.task.shards
     initial = prepared.task.initial_model(seed)
 
     def told(record: RoundRecord) -> None:
@@ -85,6 +86,7 @@ def train(
             history,
             cohort=schedule.cohort,
             directory=directory,
+            combine=ShardedMean(shards).step if shards > 1 else None,
             on_round=told,
         ).start(
             grid,
@@ -142,6 +144,7 @@ def _schedule(prepared: Prepared, seed: int) -> TrainingSchedule:
         epochs=scenario.training.epochs,
         clients_per_round=scenario.outline.clients_per_round,
         joins=prepared.joins,
+        shards=prepared.task.shards,
     )
 
 

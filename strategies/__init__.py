@@ -25,6 +25,7 @@ from strategies.rapid_retrain import RapidRetrain
 from strategies.registry import MethodTable
 from strategies.retrain import Retrain
 from strategies.rollback import Rollback
+from strategies.sharded import Sharded
 from strategies.sifu import Sifu
 from strategies.subtract_distill import SubtractDistill
 from strategies.subtraction import Subtract
@@ -37,6 +38,7 @@ METHODS = MethodTable(
         "nothing": Nothing,
         "retrain": Retrain,
         "rollback": Rollback,
+        "sharded": Sharded,
         "fats": Fats,
         "sifu": Sifu,
         "fine_tune": FineTune,
@@ -95,6 +97,7 @@ __all__ = [
     "RecordingStrategy",
     "Retrain",
     "Rollback",
+    "Sharded",
     "Sifu",
     "Subtract",
     "SubtractDistill",

@@ -11,7 +11,14 @@ from fedunlearn.flower_compat import with_own_records
 from fedunlearn.history import ClientId, SetAside
 from fedunlearn.updates import Updates
 from strategies.cohort_replies import CohortReplies
-from strategies.mean import Metrics, mean_reply, takes_the_mean
+from strategies.mean import (
+    MEAN,
+    Combine,
+    Metrics,
+    combined_reply,
+    mean_reply,
+    takes_the_mean,
+)
 from strategies.replies import (
     WEIGHT_KEY,
     Broadcast,
@@ -44,6 +51,7 @@ def read_answers(
     sent: Broadcast,
     client_of: Callable[[int], ClientId | None],
     weight_key: str = WEIGHT_KEY,
+    combine: Combine | None = None,
 ) -> Answers:
     """Return the good answers, ascending by client.
 
@@ -52,21 +60,25 @@ def read_answers(
         sent: What they answer to.
         client_of: Node id -> client id.
         weight_key: Name of the example count among the metrics.
+        combine: Makes one reply of all for the strategy, whatever strategy it is; None
+            leaves that to the strategy.
     """
     if isinstance(replies, CohortReplies) and weight_key == WEIGHT_KEY:
         # Nobody asked a stranger: -1 is no client.
         clients = tuple(-1 if (c := client_of(n)) is None else c for n in replies.nodes)
         plain = _plain(sent) and replies.layout == sent.layout
         if plain and _in_order(clients, sent.asked) and replies.result.faultless:
-            return _of_cohort(replies, sent, clients)
+            return _of_cohort(replies, sent, clients, combine)
     good, aside = sort_replies(replies, sent, client_of, weight_key)
-    return Answers(
-        as_updates(good, sent),
-        aside,
-        mean_loss(good),
+    updates, own = as_updates(good, sent), [reply.message for reply in good]
+
+    def messages(_: Strategy) -> list[Message]:
+        if combine is not None:
+            return [combined_reply(own, updates, sent.layout, combine, weight_key)]
         # Copies: FedMedian and FedTrimmedAvg empty the replies they aggregate.
-        lambda _: [with_own_records(reply.message) for reply in good],
-    )
+        return [with_own_records(message) for message in own]
+
+    return Answers(updates, aside, mean_loss(good), messages)
 
 
 def _plain(sent: Broadcast) -> bool:
@@ -84,7 +96,10 @@ def _in_order(clients: Sequence[ClientId], asked: Sequence[ClientId]) -> bool:
 
 
 def _of_cohort(
-    replies: CohortReplies, sent: Broadcast, clients: tuple[ClientId, ...]
+    replies: CohortReplies,
+    sent: Broadcast,
+    clients: tuple[ClientId, ...],
+    combine: Combine | None,
 ) -> Answers:
     result = replies.result
     updates = Updates(
@@ -97,14 +112,15 @@ def _of_cohort(
     )
 
     def messages(strategy: Strategy) -> list[Message]:
-        if not takes_the_mean(strategy):
+        if combine is None and not takes_the_mean(strategy):
             return list(replies)
         reported: Metrics = {
             NUM_STEPS: result.num_steps,
             NUM_SAMPLES: result.num_samples,
             TRAIN_LOSS: result.losses,
         }
-        return [mean_reply(replies.orders[0], updates, replies.layout, reported)]
+        order, layout = replies.orders[0], replies.layout
+        return [mean_reply(order, updates, layout, reported, combine or MEAN)]
 
     loss = weighted_loss(result.num_examples.tolist(), result.losses.tolist())
     return Answers(updates, [], loss, messages)

@@ -5,22 +5,27 @@ of them all, they come to the same bits; their own sum takes every array of ever
 through a file in memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fedunlearn.arrays import views_of
-from fedunlearn.params import Layout, weighted_mean
-from fedunlearn.updates import Updates
+from fedunlearn.flower_compat import with_own_records
+from fedunlearn.params import Layout, Vector
+from fedunlearn.updates import MeanServer, Updates
 from strategies.replies import WEIGHT_KEY
 
 Metrics = Mapping[str, npt.NDArray[np.int64 | np.float64]]
 """Name -> one number a client, shape ``(K,)``."""
+Combine = Callable[[Updates], Vector]
+"""What all replies of a cohort come to as one model, shape ``(P,)``."""
+MEAN: Combine = MeanServer().step
+"""Their mean, weighted by examples."""
 
 _TAKE_THE_MEAN = (
     flower.FedAvg,
@@ -46,7 +51,11 @@ def takes_the_mean(strategy: Strategy) -> bool:
 
 
 def mean_reply(
-    order: Message, updates: Updates, layout: Layout, metrics: Metrics
+    order: Message,
+    updates: Updates,
+    layout: Layout,
+    metrics: Metrics,
+    combine: Combine = MEAN,
 ) -> Message:
     """Return one reply that stands for all.
 
@@ -55,6 +64,7 @@ def mean_reply(
         updates: The cohort's.
         layout: Names and shapes of the model.
         metrics: What they report beside the example count.
+        combine: Makes one model of theirs.
     """
     counts = updates.num_examples.tolist()
     total = sum(counts)
@@ -66,8 +76,35 @@ def mean_reply(
     }
     content = RecordDict(
         {
-            "arrays": views_of(weighted_mean(updates.after, counts), layout),
+            "arrays": views_of(combine(updates), layout),
             "metrics": MetricRecord({WEIGHT_KEY: total, **means}),
         }
     )
     return Message(content, reply_to=order)
+
+
+def combined_reply(
+    replies: Sequence[Message],
+    updates: Updates,
+    layout: Layout,
+    combine: Combine,
+    weight_key: str = WEIGHT_KEY,
+) -> Message:
+    """Return one reply that stands for all, where clients sent messages of their own.
+
+    Args:
+        replies: Theirs, ascending by client; not written to.
+        updates: The same, read.
+        layout: Names and shapes of the model.
+        combine: Makes one model of theirs.
+        weight_key: Name of the example count among their metrics.
+    """
+    one = with_own_records(replies[0])
+    ((arrays, record),) = one.content.array_records.items()
+    ((metrics, _),) = one.content.metric_records.items()
+    contents = [reply.content for reply in replies]
+    total = int(updates.num_examples.sum())
+    means = aggregate_metricrecords(contents, weight_key)
+    one.content[arrays] = ArrayRecord({**record, **views_of(combine(updates), layout)})
+    one.content[metrics] = MetricRecord({**means, weight_key: total})
+    return one

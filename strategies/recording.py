@@ -20,6 +20,7 @@ from fedunlearn.history import (
 from strategies.answers import Answers, read_answers
 from strategies.directory import Directory
 from strategies.grids import CohortGrid
+from strategies.mean import Combine
 from strategies.progress import Progress, RecordedHistory
 from strategies.replies import WEIGHT_KEY, Broadcast
 
@@ -45,10 +46,12 @@ class RecordingStrategy(Strategy):
         cohort: Whom ``inner`` may sample from in a round; None means everybody there.
         directory: Which node is which client; None asks the nodes.
         weight_key: Name of the example count in a reply's metrics.
+        combine: Makes one reply of all for ``inner``, such as a mean within shards
+            (``fedunlearn.shards``); None hands ``inner`` what the clients sent.
         on_round: Called with every round once it is recorded.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings, by keyword
         self,
         inner: Strategy,
         history: RecordedHistory,
@@ -57,6 +60,7 @@ class RecordingStrategy(Strategy):
         cohort: Cohort | None = None,
         directory: Directory | None = None,
         weight_key: str = WEIGHT_KEY,
+        combine: Combine | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
     ) -> None:
         self._inner = inner
@@ -66,6 +70,7 @@ class RecordingStrategy(Strategy):
         self._cohort = cohort
         self._directory = Directory() if directory is None else directory
         self._weight_key = weight_key
+        self._combine = combine
         self._on_round = on_round
         self._sent: Broadcast | None = None
         self._started = 0.0
@@ -107,7 +112,11 @@ class RecordingStrategy(Strategy):
         if self._sent is None:
             raise EmptyRoundError(f"round {server_round} was never configured")
         answers = read_answers(
-            replies, self._sent, self._directory.client_of, self._weight_key
+            replies,
+            self._sent,
+            self._directory.client_of,
+            self._weight_key,
+            self._combine,
         )
         if not answers.updates.clients:
             raise EmptyRoundError(_nobody(server_round, self._sent, answers.aside))

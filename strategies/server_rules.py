@@ -6,8 +6,10 @@ from typing import ClassVar, Protocol
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
+from fedunlearn.errors import ConfigError
 from fedunlearn.params import Layout
-from fedunlearn.updates import MeanServer, Server
+from fedunlearn.shards import mean_within
+from fedunlearn.updates import Server
 from strategies.flower_server import FlowerServer, asking_all
 
 
@@ -193,11 +195,31 @@ SERVER_RULES: dict[str, type[ServerRule]] = {
 """Name in a scenario's ``server.name`` -> class."""
 
 
-def server_of(rule: ServerRule, layout: Layout) -> Server:
-    """Return a rule as methods replay it; the same bits as its strategy in training."""
+def server_of(rule: ServerRule, layout: Layout, shards: int = 1) -> Server:
+    """Return a rule as methods replay it; the same bits as its strategy in training.
+
+    Args:
+        rule: The rule.
+        layout: Names and shapes of the model.
+        shards: Shards of the federation.
+
+    Raises:
+        ConfigError: If there are several and the rule is no mean.
+    """
+    check_shards(rule, shards)
     if rule.is_mean:
-        return MeanServer()
+        return mean_within(shards)
     return FlowerServer(rule.strategy(), layout, rule.stateful)
+
+
+def check_shards(rule: ServerRule, shards: int) -> None:
+    """Raise ConfigError if a rule cannot serve a federation in shards."""
+    if shards > 1 and not rule.is_mean:
+        choices = [name for name, cls in SERVER_RULES.items() if cls().is_mean]
+        raise ConfigError(
+            f"shards={shards} needs a server rule that is a mean, server.name="
+            f"{' or '.join(choices)}, not {type(rule).__name__}"
+        )
 
 
 def _check_positive(**values: float) -> None:

@@ -1,9 +1,13 @@
 """The torch modules behind the model specifications."""
 
+from collections.abc import Iterable
 from itertools import pairwise
-from math import prod
+from math import log, prod
+from typing import final
 
+import torch
 from torch import nn
+from typing_extensions import override
 
 from fedunlearn.models import GROUPS
 
@@ -54,3 +58,37 @@ def cnn(input_shape: tuple[int, int, int], width: int, num_classes: int) -> nn.M
         nn.Flatten(),
         nn.Linear(2 * width * (height // 4) * (across // 4), num_classes),
     )
+
+
+@final
+class Ensemble(nn.Module):
+    """Scores of several classifiers together: logarithms of probabilities.
+
+    Args:
+        members: The classifiers.
+        majority: Whether each gives one vote, or its probabilities are averaged.
+    """
+
+    def __init__(self, members: Iterable[nn.Module], *, majority: bool) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.majority = majority
+
+    @override
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return scores of shape ``(b, C)``."""
+        scores = torch.stack([member(x) for member in self.members])
+        if self.majority:
+            return _log_share_of_votes(scores)
+        return scores.log_softmax(-1).logsumexp(0) - log(len(scores))
+
+
+def _log_share_of_votes(scores: torch.Tensor) -> torch.Tensor:
+    """Return ``log (votes + 1/C) / (S + 1)``: one vote more, split among all classes.
+
+    A vote has no slope: backwards it is the member's probability.
+    """
+    soft, chosen = scores.softmax(-1), scores.argmax(-1, keepdim=True)
+    hard = torch.zeros_like(scores).scatter(-1, chosen, 1.0)
+    votes = (hard + soft - soft.detach()).sum(0)
+    return ((votes + 1 / scores.shape[-1]) / (len(scores) + 1)).log()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from fedunlearn.method import UnlearningContext, UnlearningMethod
 from fedunlearn.params import Vector
 from fedunlearn.rng import derive
 from fedunlearn.schedule import TrainingSchedule
+from fedunlearn.shards import mean_within
 from fedunlearn.testing.clients import QuadraticClients
 from fedunlearn.testing.federation import ContextFactory, quadratic_federation
 from fedunlearn.updates import Server, Updates
@@ -28,26 +30,34 @@ def five_clients(
     attendance: Mapping[ClientId, Collection[int]] | None = None,
     noise: float = 0.1,
     order: tuple[int, ...] = (0, 1, 2, 3, 4),
+    shards: int = 1,
 ) -> tuple[Vector, ContextFactory]:
-    """Train five clients with seven parameters for five rounds of two epochs.
+    """Train five clients with seven parameters a shard for five rounds of two epochs.
 
     Args:
         clients_per_round: Clients asked a round; None asks all.
         attendance: Client -> the rounds in which it is there; who is not named always.
         noise: Standard deviation of what is added to a trained model.
         order: ``order[j]`` is the place in ``SIZES`` of client j.
+        shards: Shards of the federation.
     """
-    centres = derive(0, "centres").standard_normal((len(SIZES), 7)).astype(np.float32)
+    numbers = derive(0, "centres").standard_normal((len(SIZES), 7 * shards))
+    centres = numbers.astype(np.float32)
     clients = QuadraticClients(
         centres=tuple(centres[k] for k in order),
         num_examples=tuple(SIZES[k] for k in order),
         schedule=TrainingSchedule(
-            seed=5, rounds=5, epochs=2, clients_per_round=clients_per_round
+            seed=5,
+            rounds=5,
+            epochs=2,
+            clients_per_round=clients_per_round,
+            shards=shards,
         ),
         lr=0.3,
         noise=noise,
     )
-    return quadratic_federation(clients, attendance=attendance)
+    rule = partial(mean_within, shards)
+    return quadratic_federation(clients, attendance=attendance, new_server=rule)
 
 
 @dataclass(slots=True)

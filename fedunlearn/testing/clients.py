@@ -12,6 +12,7 @@ from fedunlearn.local import LocalProcedure, Results
 from fedunlearn.params import Vector
 from fedunlearn.rng import derive
 from fedunlearn.schedule import TrainingSchedule
+from fedunlearn.shards import blocks_of, shard_of
 from fedunlearn.testing.problem import QuadraticProblem
 from fedunlearn.training import Training
 from fedunlearn.updates import Updates
@@ -45,7 +46,8 @@ class QuadraticClients:
     Attributes:
         centres: Where each client's loss is smallest, ``centres[k]`` of client k, each
             of shape ``(P,)``.
-        schedule: The run: its seed and the local epochs of a round.
+        schedule: The run: its seed, the local epochs of a round, and the shards, in
+            which a client trains its own block.
         lr: Step size, in (0, 1].
         num_examples: Examples of each client, the aggregation weight; None gives each
             one. An epoch passes all of them through the model.
@@ -187,5 +189,7 @@ class QuadraticClients:
         if self.noise:
             stream = derive(self.schedule.seed, "noise", round_index, client)
             after += self.noise * stream.standard_normal(after.shape)
-        trained: Vector = after.astype(np.float32)
+        shards, trained = self.schedule.shards, model.astype(np.float32)
+        own = shard_of(client, shards)
+        blocks_of(trained, shards)[own] = blocks_of(after, shards)[own]
         return trained

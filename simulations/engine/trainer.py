@@ -14,6 +14,7 @@ import torch
 
 from fedunlearn.cohort import Batches, Cohort, CohortResult
 from fedunlearn.params import Layout, Matrix
+from fedunlearn.shards import blocks_of, shards_of
 from fedunlearn.task import LocalTask
 from fedunlearn.training import plan
 from simulations.engine.kernels import Kernel, make_kernel
@@ -103,7 +104,7 @@ class Trainer:
             at = part.stop
             results.append(
                 CohortResult(
-                    models=models[part],
+                    models=_widened(models[part], order, self._task.shards),
                     num_examples=examples[part],
                     num_steps=batches.steps[part],
                     num_samples=batches.samples[part],
@@ -154,22 +155,37 @@ class Trainer:
 
 
 def cohort_of(task: LocalTask, orders: Sequence[Order]) -> Cohort:
-    """Return the clients of all orders as one cohort."""
-    data, parts = [], []
-    for order in orders:
+    """Return the clients of all orders as one cohort.
+
+    In shards every block of a model is a start, and a client's is that of its shard.
+    """
+    data, parts, start_of = [], [], []
+    for at, order in enumerate(orders):
         held = [task.data_of(client, order.work.view) for client in order.clients]
         sizes = [len(one.y) for one in held]
         parts.append(plan(order.clients, sizes, task.training, order.work))
+        start_of.append(at * task.shards + shards_of(order.clients, task.shards))
         data += held
     counts = [len(order.clients) for order in orders]
     mus = [order.work.proximal_mu for order in orders]
     return Cohort(
         data=data,
-        starts=np.stack([order.model for order in orders]),
-        start_of=np.repeat(np.arange(len(orders)), counts),
+        starts=np.concatenate([blocks_of(o.model, task.shards) for o in orders]),
+        start_of=np.concatenate(start_of),
         batches=Batches.joined(parts),
         proximal_mu=np.repeat(np.asarray(mus, np.float64), counts),
     )
+
+
+def _widened(trained: Matrix, order: Order, shards: int) -> Matrix:
+    """Return whole models ``(K, P)`` from the blocks ``(K, P / S)`` clients trained."""
+    if shards == 1:
+        return trained
+    count = len(order.clients)
+    models: Matrix = np.tile(order.model, (count, 1))
+    own = shards_of(order.clients, shards)
+    models.reshape(count, shards, -1)[np.arange(count), own] = trained
+    return models
 
 
 def _cuts(batches: Batches, parts: int) -> list[int]:

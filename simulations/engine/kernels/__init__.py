@@ -30,7 +30,7 @@ def make_kernel(name: str, task: LocalTask, device: str = "cpu") -> Kernel:
 
     Args:
         name: One of ``KERNELS``, or ``auto``.
-        task: What is trained.
+        task: What is trained; in shards a member of its ensemble.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
@@ -41,7 +41,7 @@ def make_kernel(name: str, task: LocalTask, device: str = "cpu") -> Kernel:
     chosen = choose(task, where) if name == AUTO else name
     if chosen not in KERNELS:
         raise UnknownNameError.of("engine.kernel", name, (AUTO, *KERNELS))
-    return KERNELS[chosen](task, where)
+    return KERNELS[chosen](task.member, where)
 
 
 def choose(task: LocalTask, device: torch.device, *, compiled: bool = True) -> str:
@@ -54,6 +54,7 @@ def choose(task: LocalTask, device: torch.device, *, compiled: bool = True) -> s
         device: Where.
         compiled: Whether the compiled kernel comes into question.
     """
+    task = task.member
     served = device.type == "cpu" and available() and supports(task) is None
     if compiled and served:
         return "compiled"
