@@ -32,9 +32,13 @@ OF_CLIENTS = {
 
 
 def served(rule):
-    """The methods that make sense under a server rule."""
-    mean = rule == "fed_avg"
-    return {n: m for n, m in OF_CLIENTS.items() if mean or not m.requires.mean}
+    """The methods that make sense under a server rule, in one piece or in shards."""
+    mean, shards = rule == "fed_avg", rule == "shards"
+    return {
+        name: method
+        for name, method in OF_CLIENTS.items()
+        if (mean or not method.requires.mean) and (shards or not method.requires.shards)
+    }
 
 
 @pytest.mark.parametrize(("cohort", "split", "leavers", "rule"), CELLS)
@@ -86,7 +90,7 @@ def test_every_method_runs_at_every_level_it_names(level):
     methods = {
         name: cls()
         for name, cls in METHODS.items()
-        if level in cls().requires.levels and name != "channel_prune"
+        if level in cls().requires.levels and name not in {"channel_prune", "sharded"}
     }
     rows = compare(cell, methods).rows
     assert {row.method for row in rows} == {"trained", *methods}
@@ -101,3 +105,13 @@ def test_replay_uses_the_rule_that_trained_the_model(rule):
     rows = compare(cell, methods).rows
     assert {row.method for row in rows} == {"trained", *methods}
     assert all(np.isfinite(row.metrics["test_loss"]) for row in rows)
+
+
+@pytest.mark.parametrize("cohort", ["clients_per_round=null", "clients_per_round=4"])
+def test_a_federation_in_shards_serves_every_method_without_a_mean(cohort):
+    cell = load_scenario(QUICKSTART, [*FAST, cohort, "shards=2"])
+    methods = served("shards")
+    rows = {row.method: row for row in compare(cell, methods).rows}
+    assert rows.keys() == {"trained", *methods}
+    assert all(np.isfinite(row.metrics["test_loss"]) for row in rows.values())
+    assert rows["sharded"].model_sha256 == rows["retrain"].model_sha256
