@@ -173,7 +173,7 @@ class MeteredClients:
         self.meter.seconds += time.perf_counter() - start
         size = updates.before.size * _FLOAT32_BYTES
         self.meter.count(updates, len(ids), size, size)
-        return replace(updates, round_index=round_index)
+        return replace(updates, round_index=round_index, asked=tuple(sorted(ids)))
 
     def run(
         self,

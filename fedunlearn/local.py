@@ -65,7 +65,8 @@ class LocalProblem(Protocol):
         Args:
             model: Where, shape ``(P,)``.
             rows: Of which examples; None takes all.
-            loss: Which loss; None takes the mean of the loss that clients train on.
+            loss: Which loss; None takes the mean cross-entropy, without weight
+                decay and the proximal term.
         """
         ...
 

@@ -116,6 +116,7 @@ class UnlearningContext:
         request: All that was asked; None stands for ``forget`` alone.
         shrunk: Clients that stay and lose a part of their data.
         departed: Clients that left by an earlier request; the history is without them.
+        started_from: The initial model; None takes that of the first recorded round.
         server_data: Examples of the server's own, or None.
     """
 
@@ -130,6 +131,7 @@ class UnlearningContext:
     request: UnlearningRequest | None = None
     shrunk: frozenset[ClientId] = frozenset()
     departed: frozenset[ClientId] = frozenset()
+    started_from: Vector | None = None
     server_data: LocalProblem | None = None
 
     @property
@@ -144,8 +146,21 @@ class UnlearningContext:
 
     @property
     def initial_model(self) -> Vector:
-        """The model sent out in the first recorded round, shape ``(P,)``."""
+        """The model that training started from, shape ``(P,)``."""
+        if self.started_from is not None:
+            return self.started_from
         return self.history.round(self.history.rounds[0]).broadcast
+
+    def cohort(self, index: int) -> tuple[ClientId, ...]:
+        """Return who is asked in a round of training without the leavers, ascending.
+
+        Raises:
+            EmptyRoundError: If there is nobody.
+        """
+        ids = self.schedule.cohort(index, self.clients.ids)
+        if not ids:
+            raise EmptyRoundError(f"round {index} has nobody left to train")
+        return ids
 
     def staying(self, clients: Iterable[ClientId]) -> tuple[ClientId, ...]:
         """Return those of ``clients`` who are not to be forgotten, in their order."""
@@ -205,9 +220,7 @@ def continue_training(
     """
     server = ctx.new_server() if server is None else server
     for index in rounds:
-        ids = ctx.schedule.cohort(index, ctx.clients.ids)
-        if not ids:
-            raise EmptyRoundError(f"round {index} has nobody left to train")
+        ids = ctx.cohort(index)
         model = server.step(ctx.clients.train(model, ids, round_index=index))
     return model
 

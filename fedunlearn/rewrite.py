@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
 
+import numpy as np
+import numpy.typing as npt
+
 from fedunlearn.errors import HistoryError
 from fedunlearn.history import (
     ArraysInMemory,
@@ -25,8 +28,12 @@ from fedunlearn.history import (
     first_round_of,
 )
 from fedunlearn.history.record import without
+from fedunlearn.history.shares import sensitivities
 from fedunlearn.params import Layout, Matrix, Vector
 from fedunlearn.updates import Server, Updates
+
+Felt = npt.NDArray[np.float64]
+"""How far a round's model would lie from itself without each client, ``(K,)``."""
 
 
 @dataclass(slots=True)
@@ -56,7 +63,7 @@ class Steps:
             num_examples=updates.num_examples,
             num_steps=updates.num_steps,
             num_samples=updates.num_samples,
-            asked=updates.clients,
+            asked=updates.clients if updates.asked is None else updates.asked,
             arrays=ArraysInMemory(updates.before, updates.deltas),
         )
 
@@ -166,6 +173,7 @@ class RewrittenHistory:
         record = self.old.round(index)
         if self._first is None or index < self._first:
             return record
+        record = replace(record, sensitivities=self._felt(record))
         left = [at for at, c in enumerate(record.clients) if c not in self.gone]
         arrays = SomeRows(record.arrays, tuple(left))
         return replace(without(record, self.gone), arrays=arrays)
@@ -185,6 +193,19 @@ class RewrittenHistory:
         if self.holds.sums_from is None:
             raise HistoryError("a rewritten history keeps no running sums")
         return self.old.sum_of(client)
+
+    def _felt(self, record: RoundRecord) -> Felt | None:
+        """Return how each client moved this round's model, which those gone shared."""
+        if record.sensitivities is not None or record.index not in self.holds.updates:
+            return record.sensitivities
+        if record.index not in self._known:
+            felt = sensitivities(record.updates, record.num_examples)
+            self._known[record.index] = felt
+        return self._known[record.index]
+
+    @cached_property
+    def _known(self) -> dict[int, Felt]:
+        return {}
 
     @cached_property
     def _first(self) -> int | None:

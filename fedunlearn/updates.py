@@ -24,6 +24,7 @@ class Updates:
         num_steps: Local optimiser steps each took, ``(K,)``.
         num_samples: Examples each passed through its model, ``(K,)``.
         round_index: The round they belong to; None if to none.
+        asked: Who was asked, ascending; None if nobody knows.
     """
 
     clients: tuple[ClientId, ...]
@@ -33,6 +34,7 @@ class Updates:
     num_steps: Counts
     num_samples: Counts
     round_index: int | None = None
+    asked: tuple[ClientId, ...] | None = None
 
     @classmethod
     def of_deltas(

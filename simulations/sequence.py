@@ -75,6 +75,8 @@ def run_removals(
             request=removal.request,
             forget=removal.forget,
             departed=departed,
+            # Whose round was the first may be gone, and the round with them.
+            started_from=ctx.initial_model,
             schedule=replace(ctx.schedule, rounds=trained),
             rng=derive(ctx.schedule.seed, f"method {label}", number),
         )

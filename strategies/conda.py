@@ -13,11 +13,13 @@ after round t, for each parameter::
 Departures: a cutoff of 0.5, the paper's constant, hits 1 % of the parameters of a small
 model and forgets next to nothing. By default the cutoff is therefore the ratio under
 which a ``share`` of the parameters lies, but at most 1: what the others moved more is
-left alone. ``against="broadcast"`` measures each round's own update, so that it does
-not matter when a client took part. The released code passes all clients' and the
-leaver's contributions to parameters named for the leaver's and the others': its ratio
-is upside down, and damps what the leaver moved least. If nobody else took part, all
-that the leavers moved is damped to zero.
+left alone. The paper adds up a client's rounds; the mean is the same where everybody
+takes part in all, and elsewhere does not spare whoever came seldom.
+``against="broadcast"`` measures each round's own update, so that it does not matter
+when a client took part. The released code passes all clients' and the leaver's
+contributions to parameters named for the leaver's and the others': its ratio is upside
+down, and damps what the leaver moved least. If nobody else took part, all that the
+leavers moved is damped to zero.
 """
 
 from collections.abc import Collection

@@ -103,7 +103,10 @@ def conjugate_gradients(
         hp = hp + added * p
         curvature = float(p @ hp)
         if curvature <= 0.5 * added * float(p @ p):
-            return b * (rr / -curvature) if curvature < 0 and not s.any() else s
+            if s.any():
+                return s
+            upwards = added * rr - (curvature - added * rr)
+            return b * (rr / upwards) if upwards > 0 else s
         s += (rr / curvature) * p
         r -= (rr / curvature) * hp
         rr, before = float(r @ r), rr

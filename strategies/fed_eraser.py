@@ -87,7 +87,7 @@ class FedEraser:
         first = ctx.history.rounds[0]
         factor = self.interval if self.norm_scale == "interval" else 1
         for index in ctx.history.rounds:
-            if (index - first) % self.interval:
+            if (index - first) % self.requires.interval:
                 continue
             record = ctx.history.round(index)
             ids = ctx.staying(record.kept)

@@ -97,7 +97,7 @@ class FedRecover:
         w, server, pairs = ctx.initial_model.copy(), ctx.new_server(), Pairs()
         tau, recorded = self._threshold(ctx), frozenset(ctx.history.rounds)
         for t in range(1, ctx.schedule.rounds + 1):
-            ids = ctx.schedule.cohort(t, ctx.clients.ids)
+            ids = ctx.cohort(t)
             record = ctx.history.round(t) if t in recorded else None
             known: tuple[Updates, ...] = ()
             if record is not None and not self._is_exact(t, ctx.schedule.rounds):

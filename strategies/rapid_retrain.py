@@ -13,7 +13,8 @@ empirical Fisher matrix (the mean over examples of squared gradients)::
     w <- w - lr m_i / (1 - beta1^i) / (Gamma_i + damping mean(Gamma_i))^power
 
 The paper's step is ``power=1, damping=0, lr=1e-3``; ``beta1 = 0.9, beta2 = 0.999``.
-With ``power=0`` it is SGD with momentum, and with ``beta1=0`` as well plain SGD.
+With ``power=0`` it is SGD with momentum, and with ``beta1=0`` as well plain SGD; weight
+decay and a proximal term of training are left out.
 
 Departures: the paper's step diverges on clients with few classes. Where examples are
 fitted, or a class is absent, ``F`` vanishes faster than ``g`` and ``g / F`` has no
@@ -128,7 +129,7 @@ class RapidRetrain:
         )
         last = ctx.schedule.rounds if self.rounds is None else self.rounds
         for t in range(1, last + 1):
-            ids = ctx.schedule.cohort(t, ctx.clients.ids)
+            ids = ctx.cohort(t)
             found = ctx.clients.run(training, w, ids, round_index=t)
             updates = Updates(
                 clients=found.clients,

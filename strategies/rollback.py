@@ -4,7 +4,8 @@
 ``fedunlearning`` example (N. Su, B. Li, "Asynchronous Federated Unlearning", INFOCOM
 2023, baseline). With as many rounds as remained it is exact: every model before the
 first participation owes nothing to the leavers, and cohorts and batch orders do not
-depend on them.
+depend on them; but where a leaver was asked earlier and stayed silent, it had taken
+somebody's place.
 
 ``until="budget"``: to the newest model in which their accumulated influence is a share
 of at most ``budget`` of the way that training went. W are the leavers, S the others::

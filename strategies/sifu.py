@@ -16,9 +16,10 @@ and the remaining clients train on from w~. For requests one after another there
 ``strategies.sifu_branches``.
 
 Departures: where Psi(T) is zero the model owes the leavers nothing and no noise is
-added: this is a rollback then, and a leaver that never took part gets the same bits
-back. Training goes on for as many rounds as remained, not until an accuracy is reached.
-B^K, the factor by which the local steps of a round shrink a distance, is one number.
+added, unless others left by an earlier request: this is a rollback then, and a leaver
+that never took part gets the same bits back. Training goes on for as many rounds as
+remained, not until an accuracy is reached. B^K, the factor by which the local steps of
+a round shrink a distance, is one number.
 The newest models within budget are not kept apart: all broadcasts are in the history.
 The formula of Psi* is proven for epsilon < 1 and does not hold at the paper's epsilon
 of 10; ``calibration="exact"`` holds at any. A client alone in its round counts with the
@@ -105,7 +106,8 @@ class Sifu:
         t = max(n for n, value in psi.items() if value <= psi_star)
         left = t in ctx.history.rounds
         w = (ctx.history.round(t).broadcast if left else model).copy()
-        if psi[t] > 0:
+        # Models from before an earlier request's noise still hold those who left then.
+        if psi[t] > 0 or (left and ctx.departed):
             w += np.float32(self.sigma) * ctx.rng.standard_normal(len(w), np.float32)
         return continue_training(w, ctx, self._rounds(t, ctx.schedule.rounds))
 

@@ -37,6 +37,15 @@ def test_a_first_direction_of_negative_curvature_is_followed_once():
     assert conjugate_gradients(lambda v: h @ v, b, 5) == pytest.approx(b / 2)
 
 
+@pytest.mark.parametrize("damping", [0.1, 0.9, 1.0, 1.5, 2.0])
+def test_that_step_is_as_long_as_for_the_same_curvature_upwards(damping):
+    h, b = np.diag([-2.0, -2.0]), np.array([3.0, 4.0])
+    down = conjugate_gradients(lambda v: h @ v, b, 5, damping=damping)
+    up = conjugate_gradients(lambda v: -h @ v, b, 1, damping=damping)
+    assert down == pytest.approx(up)
+    assert up == pytest.approx(b / 2 / (1 + damping))
+
+
 def test_conjugate_gradients_against_a_dense_solver():
     rng = np.random.default_rng(1)
     root = rng.normal(size=(9, 9))

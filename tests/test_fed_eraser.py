@@ -16,6 +16,7 @@ from fedunlearn.params import Layout, norm
 from fedunlearn.rng import derive
 from fedunlearn.schedule import TrainingSchedule
 from fedunlearn.testing import QuadraticClients, check_method, quadratic_federation
+from fedunlearn.testing.bench import LEAVER, five_clients
 from fedunlearn.updates import MeanServer, Updates
 from strategies import FedEraser, Subtract
 from strategies.fed_eraser import rescaled
@@ -438,3 +439,12 @@ def test_the_official_variant_needs_every_broadcast():
     empty = context([], Scripted({}, SIZES), {2})
     with pytest.raises(RequirementError, match="at least one recorded round"):
         run_unlearning(OFFICIAL, MODEL, empty)
+
+
+def test_what_is_kept_is_replayed_whatever_the_interval():
+    model, context = five_clients()
+    kept, every = (
+        FedEraser(**how).unlearn(model, context((LEAVER,)))
+        for how in ({"select": "kept"}, {"interval": 1})
+    )
+    assert kept.tobytes() == every.tobytes()

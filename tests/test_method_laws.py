@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from fedunlearn.errors import LeaverContactError
+from fedunlearn.errors import EmptyRoundError, LeaverContactError
 from fedunlearn.history import DiskHistory, records
 from fedunlearn.method import Chain, Requires, continue_training
 from fedunlearn.params import norm
@@ -378,3 +378,14 @@ def test_the_clients_of_a_law_refuse_who_has_left():
     with pytest.raises(LeaverContactError, match="client 1 has left"):
         ctx.clients.train(model, [0, LEAVER], round_index=1)
     assert not ctx.clients.calls
+
+
+@pytest.mark.parametrize("name", ["retrain", "fed_recover", "rapid_retrain"])
+def test_a_round_with_nobody_left_is_named(name):
+    # The others join in round 3.
+    model, context = five_clients(attendance=dict.fromkeys((0, 2, 3, 4), (3, 4, 5)))
+    ctx = context((1,))
+    joins = dict.fromkeys((0, 2, 3, 4), 3)
+    ctx = replace(ctx, schedule=replace(ctx.schedule, joins=joins))
+    with pytest.raises(EmptyRoundError, match="round 1 has nobody left to train"):
+        METHODS[name]().unlearn(model, ctx)

@@ -1,12 +1,14 @@
 """Requests one after another, in the middle of training, and somebody who returns."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fedunlearn.cost import run_unlearning
 from fedunlearn.errors import ConfigError, HistoryError, RequestError
 from fedunlearn.history import first_round_of, records
-from fedunlearn.method import Requires
+from fedunlearn.method import Requires, UnlearningRequest
 from fedunlearn.params import norm
 from fedunlearn.rewrite import RewrittenHistory, Steps
 from fedunlearn.testing.bench import LEAVER, five_clients
@@ -14,7 +16,10 @@ from fedunlearn.updates import MeanServer, Updates
 from simulations import compare, load_scenario
 from simulations.prepare import prepare
 from simulations.requests import requests_of
+from simulations.sequence import Removal, run_removals
 from strategies import FedEraser, FineTune, Nothing, Retrain, Rollback, Subtract
+from strategies.leave_out import leave_one_out
+from strategies.sifu import Sifu
 
 QUICKSTART = "configs/scenario/quickstart.yaml"
 FAST = ["seeds=[3]", "rounds=6", "training.epochs=1", "engine.noise_floor=false"]
@@ -261,3 +266,51 @@ def test_after_a_removal_a_method_finds_nothing_of_the_leaver(method):
     )
     if not isinstance(method, Subtract):
         assert norm(after - outcome.model) < 1e-5
+
+
+# What a second request must know of the first one's leaver, though it is gone.
+
+
+def second(method, model, context, leavers=(1, 3), seed=0):
+    """The outcome for the second of two leavers, one after the other."""
+    asked = [
+        Removal(UnlearningRequest(clients=frozenset({c})), frozenset({c}), 5)
+        for c in leavers
+    ]
+    ctx = replace(context((3,)), clients=context(()).clients)
+    ctx = replace(ctx, schedule=replace(ctx.schedule, seed=seed))
+    return run_removals(method, model, ctx, asked).model
+
+
+def test_a_sensitivity_counts_those_who_have_left_since():
+    old, new = rewritten(gone=(0,))
+    for before, after in zip(records(old), records(new), strict=True):
+        felt = leave_one_out(before, frozenset({3}))
+        assert leave_one_out(after, frozenset({3})) == pytest.approx(felt)
+    assert any({0, 3} <= set(r.clients) for r in records(old))
+
+
+def test_training_started_where_it_did_though_its_first_round_is_gone():
+    attendance = {c: (2, 3, 4, 5) for c in range(5) if c != 1}
+    model, context = five_clients(attendance=attendance)
+    method = Subtract(weighting="renormalised")
+    joint = method.unlearn(model, context((1, 3)))
+    np.testing.assert_allclose(second(method, model, context), joint, atol=1e-5)
+
+
+def test_noise_hides_an_earlier_leaver_where_the_present_one_never_was():
+    model, context = five_clients(attendance={3: (5,)})
+    method = Sifu(sigma=0.05, rounds=0)
+    one, other = (second(method, model, context, seed=s) for s in (0, 1))
+    assert not np.array_equal(one, other)
+    recorded = {r.broadcast.tobytes() for r in records(context(()).history)}
+    assert one.tobytes() not in recorded
+
+
+def test_who_was_asked_and_stayed_silent_is_noted():
+    _, context = five_clients()
+    ctx, noted = context((LEAVER,)), Steps()
+    fresh = ctx.clients.train(ctx.initial_model, [0, 2], round_index=3)
+    noted.watch(MeanServer)().step(replace(fresh, round_index=3, asked=(0, 2, 4)))
+    assert noted.rounds[3].asked == (0, 2, 4)
+    assert noted.rounds[3].clients == (0, 2)
