@@ -17,6 +17,7 @@ from results import ROOT, write
 
 from fedunlearn.report import gap_table
 from simulations import compare, load_scenario
+from simulations.engine.threads import usable_cores
 from simulations.run_folder import read_results
 from simulations.scenario import Scenario
 from strategies import METHODS
@@ -48,12 +49,14 @@ def labels() -> list[str]:
     return [n for n, r in needs.items() if "client" in r.levels and not r.shards]
 
 
-def scenario(overrides: list[str], seeds: int | None) -> Scenario:
-    """Return a cell's scenario with all methods."""
+def scenario(overrides: list[str], seeds: int | None, workers: int) -> Scenario:
+    """Return a cell's scenario with all methods; workers change its pace alone."""
     methods = f"methods=[{','.join([*labels(), *BUDGETS])}]"
     some = [] if seeds is None else [f"seeds=[{','.join(map(str, range(seeds)))}]"]
     file = ROOT / "configs" / "scenario" / "headline.yaml"
-    return load_scenario(file, [methods, *overrides, *some])
+    return load_scenario(
+        file, [methods, *overrides, *some, f"engine.workers={workers}"]
+    )
 
 
 def results(out: Path, cell: Scenario) -> dict[str, Any]:
@@ -68,15 +71,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cells", nargs="*", default=CELLS)
     parser.add_argument("--seeds", type=int, help="how many; the page wants five")
+    parser.add_argument(
+        "--workers", type=int, default=usable_cores(), help="Ray actors"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs") / "headline")
     parser.add_argument("--smoke", action="store_true", help="seconds, no page written")
     options = parser.parse_args()
     if options.smoke:
-        print(gap_table(results(options.runs / "smoke", scenario(SMOKE, None))))
+        print(gap_table(results(options.runs / "smoke", scenario(SMOKE, None, 0))))
         return
     for name in options.cells:
         begin = time.perf_counter()
-        cell = scenario(CELLS[name], options.seeds)
+        cell = scenario(CELLS[name], options.seeds, options.workers)
         count = len(cell.outline.seeds)
         found = results(options.runs / f"{name}_{count}", cell)
         text = gap_table(found)

@@ -70,10 +70,13 @@ class LocalProblem(Protocol):
         """
         ...
 
-    def squared_gradients(self, model: Vector, rows: Rows | None = None) -> Vector:
-        """Return the mean over examples of the squared gradient, shape ``(P,)``.
+    def gradient_moments(
+        self, model: Vector, rows: Rows | None = None
+    ) -> tuple[Vector, Vector]:
+        """Return the examples' mean gradient and mean squared gradient.
 
-        This is the diagonal of the empirical Fisher information.
+        Both of shape ``(P,)``, of the cross-entropy, from one pass over the examples.
+        The second is the diagonal of the empirical Fisher information.
         """
         ...
 

@@ -6,19 +6,19 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from fedunlearn.data import ClientData
 from fedunlearn.history import ClientId
 from fedunlearn.local import Labels, LogitGradient, Rows
 from fedunlearn.models.state import arrays_of, load, tensor_view
+from fedunlearn.moments import gradient_moments
 from fedunlearn.params import Matrix, Vector
 from fedunlearn.task import LocalTask
 from fedunlearn.training import LocalWork, Training, batch_order
 
-_CHUNK = 32
-"""Examples whose own gradients are held at the same time."""
+_PART = 256
+"""Examples that pass through a model together: what a cache still holds."""
 
 
 @dataclass(slots=True)
@@ -81,35 +81,24 @@ class TorchProblem:
             return np.zeros_like(model)
         self.num_steps += 1
         self.num_samples += len(x)
-        scores, weights = module(x), list(module.parameters())
         if loss is None:
-            found = torch.autograd.grad(functional.cross_entropy(scores, y), weights)
-        else:
-            slope = loss(scores.detach().numpy(), y.numpy())
-            found = torch.autograd.grad(scores, weights, torch.from_numpy(slope))
+            return self._flat(module, _mean_gradient(module, x, y))
+        scores, weights = module(x), list(module.parameters())
+        slope = loss(scores.detach().numpy(), y.numpy())
+        found = torch.autograd.grad(scores, weights, torch.from_numpy(slope))
         return self._flat(module, found)
 
-    def squared_gradients(self, model: Vector, rows: Rows | None = None) -> Vector:
-        """Return the mean over examples of the squared gradient, shape ``(P,)``."""
+    def gradient_moments(
+        self, model: Vector, rows: Rows | None = None
+    ) -> tuple[Vector, Vector]:
+        """Return the examples' mean gradient and mean squared gradient, ``(P,)``."""
         module, x, y = self._ready(model, rows)
         self.num_steps += 1
         self.num_samples += len(x)
-        weights = dict(module.named_parameters())
-
-        def own_loss(
-            values: dict[str, torch.Tensor], one: torch.Tensor, label: torch.Tensor
-        ) -> torch.Tensor:
-            scores = functional_call(module, values, (one[None],))
-            return functional.cross_entropy(scores, label[None])
-
-        each = vmap(grad(own_loss), in_dims=(None, 0, 0))
-        total = {name: torch.zeros_like(w) for name, w in weights.items()}
-        fixed = {name: w.detach() for name, w in weights.items()}
-        for begin in range(0, len(x), _CHUNK):
-            part = slice(begin, begin + _CHUNK)
-            for name, own in each(fixed, x[part], y[part]).items():
-                total[name] += own.square().sum(0)
-        return self._flat(module, [t / max(len(x), 1) for t in total.values()])
+        count = max(len(x), 1)
+        sums = gradient_moments(module, x, y)
+        first, second = ([pair[k] / count for pair in sums] for k in (0, 1))
+        return self._flat(module, first), self._flat(module, second)
 
     def class_activations(self, model: Vector) -> Matrix:
         """Return each class's mean activation of each convolutional channel."""
@@ -152,3 +141,21 @@ class TorchProblem:
         for (name, _), value in zip(module.named_parameters(), values, strict=True):
             named[name] = value.numpy()
         return self.task.layout.flatten(named)
+
+
+def _mean_gradient(
+    module: nn.Module, x: torch.Tensor, y: torch.Tensor
+) -> list[torch.Tensor]:
+    """Return the gradient of the mean cross-entropy, an array a parameter.
+
+    In parts, unless the module keeps statistics of the batch it sees.
+    """
+    weights = list(module.parameters())
+    size = _PART if next(module.buffers(), None) is None else len(x)
+    total: list[torch.Tensor] = []
+    for begin in range(0, len(x), size):
+        part = slice(begin, begin + size)
+        loss = functional.cross_entropy(module(x[part]), y[part], reduction="sum")
+        own = torch.autograd.grad(loss / len(x), weights)
+        total = [t + g for t, g in zip(total, own, strict=True)] if total else [*own]
+    return total

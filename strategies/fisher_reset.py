@@ -38,7 +38,7 @@ class Fisher:
 
     def run(self, start: Vector, problem: LocalProblem) -> Vector:
         """Return the mean squared gradient at ``start``, shape ``(P,)``."""
-        return problem.squared_gradients(start)
+        return problem.gradient_moments(start)[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,8 +23,7 @@ square root, whose steps are at most about ``lr`` a coordinate, and damping by t
 curvature keep the same settings usable from model to model. How momentum enters Gamma
 is read as in AdaHessian, by which Plato's example realises the method; no blocks of
 diagonal entries are averaged. Moments start from zero in every round, as clients keep
-no state. ``F`` costs a second pass over each batch, which counts as a second gradient:
-half the rounds are the budget of plain retraining.
+no state. ``g`` and ``F`` come from one pass over the batch, counted as one gradient.
 """
 
 from dataclasses import dataclass
@@ -60,11 +59,11 @@ class FisherTraining:
         """Train in the batches of an ordinary round."""
         w, m, v = start.copy(), np.zeros(start.size), np.zeros(start.size)
         for i, rows in enumerate(problem.batches(), 1):
-            fisher = problem.squared_gradients(w, rows).astype(np.float64)
+            gradient, fisher = problem.gradient_moments(w, rows)
             # Whoever receives a model that diverged refuses it, so no warning here.
             with np.errstate(over="ignore", invalid="ignore"):
-                m = self.beta1 * m + (1 - self.beta1) * problem.gradient(w, rows)
-                v = self.beta2 * v + (1 - self.beta2) * fisher**2
+                m = self.beta1 * m + (1 - self.beta1) * gradient
+                v = self.beta2 * v + (1 - self.beta2) * np.float64(fisher) ** 2
                 gamma = np.sqrt(v / (1 - self.beta2**i))
                 scale = (gamma + self.damping * gamma.mean()) ** self.power
                 # Without curvature there never was a gradient.
@@ -95,7 +94,7 @@ class RapidRetrain:
     about: ClassVar[About] = About(
         family="calibrated retraining",
         guarantee="exact: nothing of what is to be forgotten is used",
-        cost="2 R K E at clients",
+        cost="R K E at clients",
         source="Liu et al., Right to be Forgotten in FL, INFOCOM 2022",
     )
     requires: ClassVar[Requires] = Requires(

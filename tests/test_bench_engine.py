@@ -101,3 +101,14 @@ def test_the_benchmark_of_the_docs_runs_and_goes_on_where_it_stopped(tmp_path):
     found["busy"].write_text("{}")
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert json.loads(again.stdout) == {"busy": {}, "scale": lines}
+
+
+def test_the_kernels_race_on_every_device_there_is():
+    script = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
+    command = [sys.executable, script, "--smoke"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    rows = [line.split("|") for line in done.stdout.splitlines() if "| `" in line]
+    kernels = [row[2].strip(" `") for row in rows if row[1].strip() == "cpu"]
+    assert kernels.count("reference") == 3
+    assert kernels.count("batched") == 2, "none for convolutions"
+    assert all(float(row[6]) < 0.05 for row in rows)

@@ -1,11 +1,13 @@
 """Models: what they are, on which shapes they build, and what they refuse."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fedunlearn.errors import ConfigError
 from fedunlearn.models import MODELS, Cnn, LeNet5, Mlp, Softmax
+from fedunlearn.models.modules import Halving
 from fedunlearn.models.state import arrays_of, load
 from fedunlearn.params import Layout
 
@@ -110,3 +112,18 @@ def test_specifications_are_frozen_and_compare_by_value():
     assert Mlp(hidden=(3,)) == Mlp(hidden=(3,))
     assert hash(Mlp(hidden=(3,))) == hash(Mlp(hidden=(3,)))
     assert len({Softmax(), Softmax(), Cnn(), Cnn(channels=8)}) == 3
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 6, 8), (1, 2, 7, 5), (3, 1, 2, 2)])
+def test_halving_is_max_pooling_with_and_without_gradients(shape):
+    rng = np.random.default_rng(1)
+    x = torch.from_numpy(rng.normal(size=shape).round(1).astype(np.float32))
+    expected = nn.MaxPool2d(2)(x)
+    assert torch.equal(Halving()(x), expected)
+    with torch.no_grad():
+        assert torch.equal(Halving()(x), expected)
+    slopes = []
+    for pool in (Halving(), nn.MaxPool2d(2)):
+        leaf = x.clone().requires_grad_()
+        slopes += torch.autograd.grad(pool(leaf).square().sum(), leaf)
+    assert torch.equal(*slopes)

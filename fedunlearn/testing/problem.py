@@ -70,9 +70,12 @@ class QuadraticProblem:
             slope = -loss(scores, self.labels[: len(scores)])[:, 0].sum()
         return slope * (model - self.centre)
 
-    def squared_gradients(self, model: Vector, rows: Rows | None = None) -> Vector:
-        """Return ``(w - centre)^2``: all examples have the same gradient."""
-        return np.square(self.gradient(model, rows))
+    def gradient_moments(
+        self, model: Vector, rows: Rows | None = None
+    ) -> tuple[Vector, Vector]:
+        """Return ``w - centre`` and its square: all examples have the same gradient."""
+        gradient = self.gradient(model, rows)
+        return gradient, np.square(gradient)
 
     def class_activations(self, model: Vector) -> Matrix:  # noqa: ARG002
         """Return no channel for two classes."""

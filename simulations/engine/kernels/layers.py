@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fedunlearn.models.modules import Halving
 from fedunlearn.params import Layout
 
 Layers = deque[tuple[str, nn.Module]]
@@ -132,6 +133,8 @@ def _is_flatten(layer: nn.Module) -> bool:
 
 
 def _halves(layer: nn.Module) -> bool:
+    if type(layer) is Halving:
+        return True
     if type(layer) is not nn.MaxPool2d:
         return False
     window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
