@@ -28,6 +28,7 @@ from fedunlearn.local import decode, installed
 from fedunlearn.models.state import load, tensor_view
 from fedunlearn.params import Layout, Vector
 from fedunlearn.problem import TorchProblem
+from fedunlearn.shards import shard_of
 from fedunlearn.task import LocalTask
 from fedunlearn.training import LocalWork
 
@@ -74,7 +75,8 @@ def add_procedures(
         procedure = decode(next(iter(message.content.config_records.values())), trusted)
         client = partition_of(context)
         data = task.data_of(client, work.view)
-        problem = TorchProblem(task, data, client, work)
+        own = shard_of(client, task.shards)
+        problem = TorchProblem(task, data, client, work, own)
         result = np.ascontiguousarray(procedure.run(model, problem), np.float32)
         metrics = MetricRecord(
             {

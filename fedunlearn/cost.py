@@ -29,7 +29,8 @@ class UnlearningCost:
     """What one run used.
 
     Attributes:
-        client_rounds: Local trainings: clients times rounds.
+        client_rounds: Local trainings, and procedures that clients ran: clients times
+            rounds.
         local_steps: Optimiser steps at the clients.
         examples: Examples passed through a model at the clients.
         bytes_down: Model bytes sent to clients.
@@ -173,6 +174,7 @@ class MeteredClients:
         self.meter.seconds += time.perf_counter() - start
         size = updates.before.size * _FLOAT32_BYTES
         self.meter.count(updates, len(ids), size, size)
+        self._check_answered(ids, updates.clients)
         return replace(updates, round_index=round_index, asked=tuple(sorted(ids)))
 
     def run(
@@ -190,6 +192,7 @@ class MeteredClients:
         self.meter.seconds += time.perf_counter() - start
         up = results.values.shape[1] * _FLOAT32_BYTES
         self.meter.count(results, len(ids), model.size * _FLOAT32_BYTES, up)
+        self._check_answered(ids, results.clients)
         return results
 
     def _check(self, ids: Collection[ClientId]) -> None:
@@ -200,6 +203,13 @@ class MeteredClients:
             raise LeaverContactError(
                 f"client {left[0]} is to be forgotten and cannot be asked to train"
             )
+
+    def _check_answered(
+        self, ids: Collection[ClientId], answered: Collection[ClientId]
+    ) -> None:
+        """Raise if a leaver is silent: its part would stay, and nobody would know."""
+        if self.gone and (silent := sorted(set(ids).difference(answered))):
+            raise RunError(f"leaver {silent[0]} gave no usable answer")
 
 
 def run_unlearning(

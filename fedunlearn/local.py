@@ -6,7 +6,7 @@ fields, the client finds the same class in its own installation; no code travels
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Protocol
@@ -174,12 +174,23 @@ def decode(
         found: Any = import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
+        if not _is_procedure(found, module):
+            raise RequestError(f"{module}:{name} is no procedure")
         procedure: LocalProcedure = found(**values)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise RequestError(
             f"procedure {module}:{name} cannot be made: {error}"
         ) from error
     return procedure
+
+
+def _is_procedure(found: object, module: str) -> bool:
+    """Whether it is a dataclass of the module's own that can be run.
+
+    A trusted module imports others: what it has from them is not to be called.
+    """
+    own = isinstance(found, type) and found.__module__ == module
+    return own and is_dataclass(found) and callable(getattr(found, "run", None))
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401

@@ -76,6 +76,11 @@ def _by_layers(
 def _of_linear(
     _: nn.Linear, given: torch.Tensor, slope: torch.Tensor
 ) -> tuple[Moments, Moments]:
+    if given[0].ndim > 1:
+        # Applied at places of an example, whose gradients add up before the square.
+        given, slope = given.flatten(1, -2), slope.flatten(1, -2)
+        own, bias = slope.transpose(1, 2) @ given, slope.sum(1)
+        return (own.sum(0), own.square().sum(0)), (bias.sum(0), bias.square().sum(0))
     square = slope.square()
     weight = slope.t() @ given, square.t() @ given.square()
     return weight, (slope.sum(0), square.sum(0))

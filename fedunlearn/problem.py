@@ -30,6 +30,8 @@ class TorchProblem:
         data: The party's examples.
         client: Whose; with the work it fixes the batch order.
         work: Round and seed.
+        shard: Whose block of the model the party trains; None takes the whole. Scores
+            and gradients are those of the block, zero outside.
         num_steps: Gradients taken so far.
         num_samples: Examples passed through the model so far.
     """
@@ -38,6 +40,7 @@ class TorchProblem:
     data: ClientData
     client: ClientId
     work: LocalWork
+    shard: int | None = None
     num_steps: int = field(default=0, init=False)
     num_samples: int = field(default=0, init=False)
 
@@ -93,16 +96,17 @@ class TorchProblem:
     ) -> tuple[Vector, Vector]:
         """Return the examples' mean gradient and mean squared gradient, ``(P,)``."""
         module, x, y = self._ready(model, rows)
+        if not len(x):
+            return np.zeros_like(model), np.zeros_like(model)
         self.num_steps += 1
         self.num_samples += len(x)
-        count = max(len(x), 1)
         sums = gradient_moments(module, x, y)
-        first, second = ([pair[k] / count for pair in sums] for k in (0, 1))
+        first, second = ([pair[k] / len(x) for pair in sums] for k in (0, 1))
         return self._flat(module, first), self._flat(module, second)
 
     def class_activations(self, model: Vector) -> Matrix:
         """Return each class's mean activation of each convolutional channel."""
-        module, x, y = self._ready(model, None)
+        module, x, y = replace(self, shard=None)._ready(model, None)
         self.num_samples += len(x)
         seen: list[torch.Tensor] = []
 
@@ -127,8 +131,9 @@ class TorchProblem:
         self, model: Vector, rows: Rows | None
     ) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
         """Return the module with the model in it, examples and classes."""
-        module = self.task.module()
-        load(module, self.task.layout, model)
+        task, own = self._own
+        module = task.module()
+        load(module, task.layout, model[own])
         x, y = tensor_view(self.data.x), tensor_view(self.data.y)
         if rows is None:
             return module, x, y
@@ -140,7 +145,19 @@ class TorchProblem:
         named = {name: np.zeros_like(a) for name, a in arrays_of(module).items()}
         for (name, _), value in zip(module.named_parameters(), values, strict=True):
             named[name] = value.numpy()
-        return self.task.layout.flatten(named)
+        task, own = self._own
+        out = np.zeros(self.task.layout.size, np.float32)
+        out[own] = task.layout.flatten(named)
+        return out
+
+    @property
+    def _own(self) -> tuple[LocalTask, slice]:
+        """What this party trains and where it lies in the model."""
+        if self.shard is None:
+            return self.task, slice(None)
+        task = self.task.member
+        begin = self.shard * task.layout.size
+        return task, slice(begin, begin + task.layout.size)
 
 
 def _mean_gradient(

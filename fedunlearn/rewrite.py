@@ -167,13 +167,16 @@ class RewrittenHistory:
     def round(self, index: int) -> RoundRecord:
         """Return one round."""
         if index in self.steps:
-            return self.steps[index]
+            return self._stripped(self.steps[index])
         if index not in self._kept:
             raise HistoryError(f"round {index} is not in the rewritten history")
         record = self.old.round(index)
         if self._first is None or index < self._first:
             return record
-        record = replace(record, sensitivities=self._felt(record))
+        return self._stripped(replace(record, sensitivities=self._felt(record)))
+
+    def _stripped(self, record: RoundRecord) -> RoundRecord:
+        """Return a round without those who are gone."""
         left = [at for at, c in enumerate(record.clients) if c not in self.gone]
         arrays = SomeRows(record.arrays, tuple(left))
         return replace(without(record, self.gone), arrays=arrays)

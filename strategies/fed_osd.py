@@ -14,14 +14,15 @@ along g_a = w - w_T and keeps its norm before it is aggregated.
 
 Departures: the paper's rate 4e-4 for 100 rounds belongs to its models (it moves an MLP
 on digits by 0.3 % of its norm). The default rate is fixed in the first round, so that
-``unlearn_rounds`` such steps would go ``reach`` times the norm of the model; later ones
-shrink as the loss flattens. ``lr`` is the constant. g_u is the leavers' mean by
-examples, the code's an unweighted one. G holds a round's cohort, its rows are scaled to
-one length, which changes no d, and d is zero where g_u lies within the span of G. The
-recovery projects the updates of ordinary local training and hands them to the server
-rule; the paper takes 100 single gradients at a rate of 1e-6, which is next to nothing.
-So is the default of two rounds: one direction taken out of millions does not keep long
-training from going back.
+``unlearn_rounds`` such steps would go ``reach`` times the norm of the model. UCE is
+flat at both ends: from p_y near 1 later steps are longer, towards 0 shorter. ``lr`` is
+the constant. G is of cross-entropy, without weight decay and the proximal term. g_u is
+the leavers' mean by examples, the code's an unweighted one. G holds a round's cohort,
+its rows are scaled to one length, which changes no d, and d is zero where g_u lies
+within the span of G. The recovery projects the updates of ordinary local training and
+hands them to the server rule; the paper takes 100 single gradients at a rate of 1e-6,
+which is next to nothing. So is the default of two rounds: one direction taken out of
+millions does not keep long training from going back.
 """
 
 from dataclasses import dataclass, replace
@@ -47,7 +48,7 @@ class Slope:
     """Returns the gradient on all of a client's data.
 
     Attributes:
-        unlearn: Of UCE; else of the loss that clients train on.
+        unlearn: Of UCE; else of the mean cross-entropy.
     """
 
     unlearn: bool = False

@@ -19,17 +19,17 @@ Departures: M_d starts from the initial model with the numbers of each array shu
 Over few rounds lambda 0.95 leaves most of the old weights; ``keep`` sets the share that
 is left in the end, in the port 0.057. M_d's labels come back to the server and go out
 again with M, because one model travels at a time. A leaver trains at the rate and
-momentum and in the batches of training. If no leaver ever took part the model is
-returned as it is.
+momentum and in the batches of training, without weight decay and a proximal term. If
+no leaver ever took part the model is returned as it is.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from fedunlearn.local import LocalProblem, LogitGradient, Results, Rows
-from fedunlearn.method import About, Requires, UnlearningContext, continue_training
+from fedunlearn.method import About, Requires, UnlearningContext
 from fedunlearn.params import Vector
 from fedunlearn.updates import Updates
 from strategies.forgetting import contributors, descended, leavers_of
@@ -115,10 +115,11 @@ class MoDe:
         if self.start == "shuffled":
             young = shuffled(young, ctx.layout, ctx.rng)
         for index in range(first, first + rounds) if ids else ():
+            cohort = ctx.cohort(index)
             if index < first + fading:
-                young = continue_training(young, ctx, [index], nursery)
+                own = ctx.clients.train(young, cohort, round_index=index)
+                young = nursery.step(replace(own, round_index=None))  # not of this w
                 w = np.float32(kept) * w + np.float32(1 - kept) * young
-            cohort = ctx.schedule.cohort(index, ctx.clients.ids)
             updates = ctx.clients.train(w, cohort, round_index=index)
             w = server.step(joined(updates, guided(w, young, ctx, index)))
         return w
@@ -139,6 +140,8 @@ def joined(updates: Updates, others: list[Results]) -> Updates:
     clients = [*updates.clients, *(c for one in others for c in one.clients)]
     after = np.concatenate([updates.after, *(one.values for one in others)])
     sizes = [updates.num_examples, *(one.num_examples for one in others)]
-    order = np.argsort(clients)
+    order, asked = np.argsort(clients), {*clients, *(updates.asked or ())}
     deltas, counts = (after - updates.before)[order], np.concatenate(sizes)[order]
-    return Updates.of_deltas(updates.before, deltas, sorted(clients), counts)
+    ids, index = sorted(clients), updates.round_index
+    everybody = Updates.of_deltas(updates.before, deltas, ids, counts, index)
+    return replace(everybody, asked=tuple(sorted(asked)))

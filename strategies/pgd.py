@@ -14,14 +14,16 @@ the remaining clients. Distances are squared.
 Departures: N/(N-1) becomes 1/(1 - p), p the leavers' share in the mean of the last
 round they took part in; if others followed, the shift of that round's mean is applied
 to w_T. A round of leavers alone is undone. The random models are the initial model with
-the numbers of each array shuffled; the mean is over all orders, in closed form. The
-paper stops at a squared distance to w_u of 2.2, which belongs to one model: a LeNet-5
-on 4,000 images of clothes did not come back from it. The default stops where the loss
-on the next batch has reached that of a guess, log C; ``stop_distance`` is the constant,
-measured from w_ref, for one model travels and not two. lr is that of training (in the
-paper 0.01 for both). The recovery is in whole rounds, half as many as were trained: the
-paper's work. Who leaves a part of its data only stays in the mean: w_ref is w_T then.
-Several leavers climb each by itself; their models are averaged by examples.
+the numbers of each array shuffled; the mean is over all orders, in closed form. On a
+later request the shift is made of everybody's updates; w_ref is w_T if they are not
+kept. The paper stops at a squared distance to w_u of 2.2, which belongs to one model: a
+LeNet-5 on 4,000 images of clothes did not come back from it. The default stops where
+the loss on the next batch has reached that of a guess, log C; ``stop_distance`` is the
+constant, measured from w_ref, for one model travels and not two. lr is that of training
+(in the paper 0.01 for both). The recovery is in whole rounds, half as many as were
+trained: the paper's work. Who leaves a part of its data only stays in the mean: w_ref
+is w_T then. Several leavers climb each by itself; their models are averaged by
+examples.
 """
 
 from dataclasses import dataclass, replace
@@ -74,7 +76,8 @@ class Pgd:
     recovery_rounds: int | None = None
     about: ClassVar[About] = About(
         family="ascent",
-        cost="up to 5 epochs at the leavers, R K E at clients",
+        cost="up to 5 epochs at the leavers, with a look at each batch first, "
+        "R K E at clients",
         source="Halimi et al., Federated Unlearning: How to Erase a Client in FL?, "
         "UpML workshop at ICML 2022",
     )

@@ -4,6 +4,7 @@ import numpy as np
 
 from fedunlearn.method import UnlearningContext
 from fedunlearn.params import Layout, Vector, norm, weighted_mean
+from strategies.leave_out import mean_update, shift_without
 
 
 def last_aggregate_without(ctx: UnlearningContext, model: Vector) -> Vector:
@@ -11,16 +12,22 @@ def last_aggregate_without(ctx: UnlearningContext, model: Vector) -> Vector:
 
     With p the leavers' share in that round's mean w', and w_u the mean of their models,
     ``p / (1 - p) (w' - w_u)`` is added: what the mean would have been without them,
-    less what it was. A round in which leavers were alone is taken back.
+    less what it was. A round in which leavers were alone is taken back. After an
+    earlier request w' is made of everybody's updates.
 
     Args:
         ctx: Whose history is read; those that leave whole are taken out.
-        model: The final global model, shape ``(P,)``; unchanged if none took part.
+        model: The final global model, shape ``(P,)``; unchanged if none took part, or
+            if others left before and not everybody's updates are held.
     """
     rounds = {t for c in ctx.forget for t in ctx.history.rounds_of(c)}
     if not rounds:
         return model.copy()
     record = ctx.history.round(max(rounds))
+    if ctx.departed:  # the models around a round may hold who left before
+        if record.index not in ctx.history.holds.updates:
+            return model.copy()
+        return model + shift_without(record, ctx.forget, mean_update(record))
     later = [t for t in ctx.history.rounds if t > record.index]
     mean = ctx.history.round(later[0]).broadcast if later else model
     gone = [c for c in record.clients if c in ctx.forget]

@@ -26,7 +26,7 @@ from fedunlearn.method import Requires, continue_training
 from fedunlearn.schedule import TrainingSchedule
 from fedunlearn.testing import QuadraticClients, quadratic_federation
 from fedunlearn.updates import Updates
-from strategies import Nothing, Retrain, Subtract
+from strategies import FedOsd, FedQuit, MoDe, Nothing, Pgd, Retrain, Subtract
 
 SIZES = (10, 20, 30)
 
@@ -95,6 +95,25 @@ def test_a_leaver_cannot_be_trained_and_nobody_else_is_then():
         metered.train(model, [0, 1], round_index=1)
     assert not inner.calls
     assert meter.used == UnlearningCost()
+
+
+@pytest.mark.parametrize("method", [Pgd(), FedQuit(), FedOsd(), MoDe(rounds=2)])
+def test_a_leaver_that_does_not_answer_ends_the_run(method):
+    model, make = federation()
+    everybody = make({1, 2}).leavers
+
+    class OneAnswers:
+        ids = frozenset({1, 2})
+
+        def run(self, procedure, model, ids, *, round_index):
+            there = [c for c in ids if c == 1]
+            if not there:
+                raise EmptyRoundError("nobody")
+            return everybody.run(procedure, model, there, round_index=round_index)
+
+    ctx = replace(make({1, 2}), leavers=OneAnswers())
+    with pytest.raises(RunError, match=r"leaver 2 gave no usable answer|nobody"):
+        run_unlearning(method, model, ctx)
 
 
 @pytest.mark.parametrize(

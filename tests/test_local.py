@@ -83,7 +83,13 @@ def test_a_procedure_travels_as_its_name_and_fields():
         ({}, "no procedure of '' is installed"),
         ({"procedure": "strategies.nowhere:X"}, "cannot be made"),
         ({"procedure": "strategies.nothing:Nobody"}, "cannot be made"),
-        ({"procedure": "strategies.nothing:Nothing", "procedure.x": 1}, "cannot be"),
+        ({"procedure": "strategies.mode:Guidance", "procedure.x": 1}, "cannot be made"),
+        ({"procedure": "strategies.nothing:Nothing"}, "is no procedure"),
+        ({"procedure": "strategies.pgd:Pgd.run"}, "is no procedure"),
+        # What a trusted module imports is not its own.
+        ({"procedure": "fedunlearn.data.fetch:subprocess.run"}, "is no procedure"),
+        ({"procedure": "fedunlearn.data.fetch:subprocess.Popen"}, "is no procedure"),
+        ({"procedure": "strategies.recovery:UnlearningContext"}, "is no procedure"),
     ],
 )
 def test_a_client_runs_only_what_is_installed_there(config, why):

@@ -174,6 +174,13 @@ def test_every_method_obeys_every_law(method, law):
     law(method)
 
 
+def test_in_a_part_of_the_federation_the_leaver_is_there_now_and_then():
+    _, context = five_clients(clients_per_round=3)
+    history = context((LEAVER,)).history
+    assert history.rounds_of(LEAVER) == (2, 3)
+    assert len(history.rounds) == 5
+
+
 LISTED = sorted(set(METHODS) - {"channel_prune"})
 """The laws have no convolutions: ``channel_prune`` is tested on real ones alone."""
 

@@ -9,12 +9,15 @@ import torch
 from flwr.app import ConfigRecord
 from torch.nn import functional
 
+from fedunlearn.cost import run_unlearning
 from fedunlearn.errors import RequirementError
+from fedunlearn.history import records
 from fedunlearn.local import Results, decode, encode
 from fedunlearn.method import Requires, check_requirements
 from fedunlearn.models.state import load, tensor_view
-from fedunlearn.params import norm
+from fedunlearn.params import norm, weighted_mean
 from fedunlearn.problem import TorchProblem
+from fedunlearn.rewrite import RewrittenHistory, Steps
 from fedunlearn.rng import derive
 from fedunlearn.schedule import TrainingSchedule
 from fedunlearn.testing import (
@@ -144,6 +147,23 @@ def test_who_is_asked_when(per_round):
     labels_and_guidance += [(9, there), (9, there)]
     calls = [(c.round_index, *c.clients) for c in ctx.leavers.calls]
     assert calls == labels_and_guidance
+
+
+def test_its_rounds_stand_for_the_model_and_not_for_the_young_one():
+    model, make = federation()
+    ctx, steps = make((3,)), Steps()
+    watched = replace(ctx, new_server=steps.watch(ctx.new_server))
+    method = MoDe(rounds=4, guidance_rounds=2, start="initial")
+    found = run_unlearning(method, model, watched).model
+    history = RewrittenHistory(ctx.history, ctx.forget, steps.rounds)
+    assert history.rounds == (*range(1, TRAINED + 1), 7, 8, 9, 10)
+    assert all(3 not in r.clients and 3 not in r.asked for r in records(history))
+    guided_alone = history.round(9).broadcast
+    assert norm(guided_alone - model) < norm(guided_alone - INITIAL)
+    last = steps.rounds[10]
+    everybody = weighted_mean(last.updates, last.num_examples.tolist())
+    assert last.broadcast + everybody == pytest.approx(found, abs=1e-6)
+    assert history.round(10).updates.tobytes() == last.updates[:3].tobytes()
 
 
 def torch_problem():

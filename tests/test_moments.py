@@ -15,6 +15,9 @@ SEQUENCES = {
     "softmax": Softmax().build((5,), 3),
     "mlp": Mlp(hidden=(7,)).build((5,), 3),
     "lenet5": LeNet5().build(IMAGE, 10),
+    "of_places": nn.Sequential(
+        nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2, bias=False), nn.Flatten()
+    ),
     "no_bias": nn.Sequential(nn.Linear(5, 4, bias=False), nn.Tanh(), nn.Linear(4, 3)),
     "strided": nn.Sequential(
         nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)),
@@ -34,7 +37,7 @@ OTHERS = {
     "in_place": nn.Sequential(nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)),
     "normed": nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4)),
 }
-SHAPES = {"lenet5": IMAGE, "cnn": IMAGE, "strided": (2, 8, 7)}
+SHAPES = {"lenet5": IMAGE, "cnn": IMAGE, "strided": (2, 8, 7), "of_places": (2, 3, 5)}
 SHAPES |= dict.fromkeys(("grouped", "padded", "reflected"), (2, 5, 5))
 
 

@@ -11,6 +11,7 @@ from fedunlearn.errors import RequirementError
 from fedunlearn.history import ArraysInMemory, InMemoryHistory, RoundRecord
 from fedunlearn.method import Requires, continue_training
 from fedunlearn.params import Layout, norm
+from fedunlearn.rewrite import RewrittenHistory
 from fedunlearn.rng import derive
 from fedunlearn.schedule import TrainingSchedule
 from fedunlearn.testing import (
@@ -63,6 +64,51 @@ def context(rounds, forget):
     centres = tuple(np.zeros(2, np.float32) for _ in SIZES)
     clients = QuadraticClients(centres=centres, schedule=schedule)
     return make_context(history, clients.without(forget))
+
+
+def test_after_an_earlier_request_the_mean_is_that_of_the_updates():
+    updates = {0: [1, 2], 1: [5, -2]}
+    ctx = replace(context([record(1, updates, [3, 3])], {1}), departed=frozenset({2}))
+    found = last_aggregate_without(ctx, MODEL)
+    # The mean of 10 and 30 examples is (4, -1); client 0 alone makes (1, 2).
+    assert found == pytest.approx(MODEL + np.float32([-3, 3]))
+    poor = LeaversOnly(ctx.history)
+    without = last_aggregate_without(replace(ctx, history=poor), MODEL)
+    assert without.tobytes() == MODEL.tobytes()
+    assert without is not MODEL
+
+
+class LeaversOnly:
+    """A history that keeps no round whole."""
+
+    def __init__(self, inner):
+        self.inner, self.holds = inner, replace(inner.holds, updates=frozenset())
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
+def test_a_second_leaver_leaves_the_mean_of_who_is_left():
+    sizes, trained = (10, 20, 30, 40, 50), 3
+    clients = QuadraticClients(
+        centres=tuple(derive(1, "centres").standard_normal((5, 4)).astype(np.float32)),
+        num_examples=sizes,
+        schedule=TrainingSchedule(seed=0, rounds=trained, epochs=1),
+    )
+    model, make = quadratic_federation(clients)
+    first = make((3,))
+    method = Pgd(recovery_rounds=0, stop_distance=NEVER)
+    ascended = method.unlearn(model, first)
+    assert norm(ascended - model) > 0.01
+    history = RewrittenHistory(first.history, frozenset({3}), {})
+    ctx = replace(make((4,)), history=history, departed=frozenset({3}))
+    last = history.round(trained)
+    three, four = (
+        np.average(last.updates[:n], axis=0, weights=sizes[:3] + sizes[4:][: n - 3])
+        for n in (3, 4)
+    )
+    found = last_aggregate_without(ctx, ascended)
+    assert found - ascended == pytest.approx(three - four, abs=1e-6)
 
 
 @pytest.mark.parametrize(

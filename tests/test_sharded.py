@@ -1,5 +1,7 @@
 """Shards: a block a shard, a leaver's shard alone is trained again."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,14 +10,18 @@ from fedunlearn.cost import run_unlearning
 from fedunlearn.errors import ConfigError, RequirementError
 from fedunlearn.models import Softmax
 from fedunlearn.models.ensemble import Ensemble
+from fedunlearn.params import norm
+from fedunlearn.problem import TorchProblem
 from fedunlearn.rng import derive
 from fedunlearn.schedule import TrainingSchedule
 from fedunlearn.shards import ShardedMean, mean_within
 from fedunlearn.testing.bench import five_clients
+from fedunlearn.training import LocalWork
 from fedunlearn.updates import MeanServer, Updates
 from simulations import compare, load_scenario
 from strategies.retrain import Retrain
 from strategies.sharded import Sharded
+from tests.flower_helpers import small_task
 
 SHARDED = ["clients=8", "shards=4", "methods=[sharded,rollback,fine_tune,nothing]"]
 
@@ -23,6 +29,31 @@ SHARDED = ["clients=8", "shards=4", "methods=[sharded,rollback,fine_tune,nothing
 def rows(tiny, *overrides):
     found = compare(load_scenario(tiny, [*SHARDED, *overrides]))
     return {row.method: row for row in found.rows}
+
+
+# --- what a client of a shard computes
+
+
+def test_a_client_s_gradient_is_that_of_the_block_it_trains():
+    spec = Ensemble(member=Softmax(), shards=2)
+    task = replace(small_task(epochs=1, lr=0.1, momentum=0.0), model=spec)
+    model, work = task.initial_model(0), LocalWork(seed=0, round_index=1)
+    for client, own in ((0, 0), (1, 1)):
+        data = task.clients[client]
+        problem = TorchProblem(task, data, client, work, own)
+        walked = model.copy()
+        for rows in problem.batches():
+            walked -= np.float32(0.1) * problem.gradient(walked, rows)
+        trained = task.train(client, model, work).model
+        assert walked == pytest.approx(trained, abs=1e-6)
+        assert norm(trained - model) > 0.01
+        alone = TorchProblem(task.member, data, client, work)
+        block = model.reshape(2, -1)[own]
+        assert problem.logits(model).tobytes() == alone.logits(block).tobytes()
+        mean, squares = problem.gradient_moments(model)
+        assert mean.shape == model.shape
+        assert squares.reshape(2, -1)[own].any()
+        assert not squares.reshape(2, -1)[1 - own].any()
 
 
 # --- the algebra
