@@ -83,8 +83,9 @@ class LocalProblem(Protocol):
     def class_activations(self, model: Vector) -> Matrix:
         """Return each class's mean activation of each convolutional channel.
 
-        Shape ``(C, channels)``, after ReLU, averaged over positions and examples; zero
-        for a class without examples. Channels of all layers stand side by side.
+        Shape ``(C, channels)``, of the convolution's output after ReLU (a norm between
+        them is passed by), averaged over positions and examples; zero for a class
+        without examples. Channels of all layers stand side by side.
         """
         ...
 

@@ -102,6 +102,8 @@ def prepare(scenario: Scenario) -> Prepared:
     request = joint([asked for asked, _ in requests])
     request.check(everybody)
     divided = divide(federation.clients, request)
+    if not (request.clients or divided.remaining):
+        raise RequestError("no client holds anything of what is to be forgotten")
     if divided.gone >= set(everybody):
         raise RequestError("nothing would remain to train on")
     planted = _planted(federation, scenario, request.clients).clients

@@ -36,6 +36,7 @@ from fedunlearn.local import LocalProblem, Rows
 from fedunlearn.method import About, Requires, UnlearningContext
 from fedunlearn.params import Layout, Vector
 from strategies.curvature import Float64
+from strategies.forgetting import leavers_of
 from strategies.layers import Layer, Mask, convolutions, norm_after
 from strategies.recovery import check_rounds, recovered
 
@@ -81,8 +82,7 @@ class ChannelPrune:
 
     def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
         """Return the model after pruning and recovery."""
-        layers = convolutions(ctx.layout)
-        if not layers:
+        if not (layers := convolutions(ctx.layout)):
             raise RequirementError("ChannelPrune needs a model with convolutions")
         classes = () if ctx.request is None else sorted(ctx.request.classes)
         means, held = class_means(model, ctx, sum(layer.outputs for layer in layers))
@@ -108,7 +108,7 @@ def class_means(
         RequirementError: If the clients see another number of channels.
     """
     index, sums = ctx.schedule.rounds + 1, []
-    for clients in (c for c in (ctx.clients, ctx.leavers) if c is not None):
+    for clients in (ctx.clients, leavers_of(ctx)):
         found = clients.run(Activations(), model, clients.ids, round_index=index).values
         classes = int(found[0, 0])
         if found.shape[1] != 1 + classes * (1 + channels):

@@ -15,7 +15,7 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossGradient:
-    """Takes the gradient of a client's training loss, the mean over its examples."""
+    """Takes the gradient of a client's mean cross-entropy."""
 
     def run(self, start: Vector, problem: LocalProblem) -> Vector:
         """Return the gradient at ``start``, shape ``(P,)``."""

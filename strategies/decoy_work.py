@@ -1,13 +1,15 @@
 """What the decoys do at the leavers: count labels, blur scores."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
-from fedunlearn.errors import RequirementError
+from fedunlearn.history import ClientId
 from fedunlearn.local import Labels, LocalProblem, LocalProcedure, Results
 from fedunlearn.method import UnlearningContext
 from fedunlearn.params import Matrix, Vector
+from strategies.forgetting import leavers_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +66,16 @@ def to_uniform(scores: Matrix, labels: Labels) -> Matrix:
 
 
 def at_leavers(
-    procedure: LocalProcedure, model: Vector, ctx: UnlearningContext
+    procedure: LocalProcedure,
+    model: Vector,
+    ctx: UnlearningContext,
+    ids: Collection[ClientId] | None = None,
 ) -> Results:
-    """Run a procedure at all leavers.
+    """Run a procedure at all leavers or some.
 
     Raises:
         RequirementError: If they do not answer.
     """
-    if ctx.leavers is None:
-        raise RequirementError("the leavers do not answer any more")
-    index = ctx.schedule.rounds + 1
-    return ctx.leavers.run(procedure, model, ctx.leavers.ids, round_index=index)
+    leavers, index = leavers_of(ctx), ctx.schedule.rounds + 1
+    asked = leavers.ids if ids is None else ids
+    return leavers.run(procedure, model, asked, round_index=index)

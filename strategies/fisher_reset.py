@@ -26,6 +26,7 @@ import numpy.typing as npt
 from fedunlearn.local import LocalProblem, Results
 from fedunlearn.method import ALL_LEVELS, About, Requires, UnlearningContext
 from fedunlearn.params import Vector
+from strategies.forgetting import leavers_of
 from strategies.layers import Mask
 from strategies.recovery import check_rounds, recovered
 
@@ -78,9 +79,10 @@ class FisherReset:
     def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
         """Return the model after reset and recovery."""
         information = information_of_leavers(model, ctx)
-        parts = [slice(0, model.size)]
-        if self.per == "array":
-            parts = list(ctx.layout.slices.values())
+        parts = list(ctx.layout.slices.values())
+        if self.per == "model":
+            size = model.size // ctx.schedule.shards
+            parts = [slice(at, at + size) for at in range(0, model.size, size)]
         reset = np.zeros(model.size, np.bool_)
         for part in parts:
             reset[part] = highest(information[part], self.share)
@@ -91,10 +93,9 @@ class FisherReset:
 def information_of_leavers(model: Vector, ctx: UnlearningContext) -> Float64:
     """Return ``1/2 (H_u / H_tot)^2``, shape ``(P,)``; 0 where nobody has any."""
     index, sums = ctx.schedule.rounds + 1, []
-    for clients in (ctx.leavers, ctx.clients):
-        if clients is not None:
-            found = clients.run(Fisher(), model, clients.ids, round_index=index)
-            sums.append(_total(found))
+    for clients in (leavers_of(ctx), ctx.clients):
+        found = clients.run(Fisher(), model, clients.ids, round_index=index)
+        sums.append(_total(found))
     total = np.sum(sums, axis=0)
     ratio = np.divide(sums[0], total, out=np.zeros_like(total), where=total > 0)
     information: Float64 = 0.5 * np.square(ratio)

@@ -5,7 +5,7 @@ apart beyond ``(epsilon, delta)`` if ``Psi / sigma`` stays under a ratio:
 
 ``classical``: ``epsilon / sqrt(2 ln(1.25 / delta))``. C. Dwork, A. Roth, "The
 Algorithmic Foundations of Differential Privacy", 2014, Theorem A.1; proven for
-``epsilon < 1`` only. At epsilon 10, delta 0.01 the true delta is 0.040.
+``epsilon < 1`` only. At epsilon 10, delta 0.01 the true delta is 0.041.
 
 ``exact``: the largest ratio r with ``Phi(r/2 - epsilon/r) - e^epsilon
 Phi(-r/2 - epsilon/r) <= delta``. B. Balle, Y.-X. Wang, "Improving the Gaussian

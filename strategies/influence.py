@@ -22,8 +22,9 @@ central difference of gradients at all remaining clients.
 
 Departures, since the Hessian of a neural network is not positive: L is ``damping``
 times the curvature along b; a direction in which the curvature is negative ends the
-iteration; the step is no longer than ``reach`` times the way from the initial model.
-No noise is added, so that nothing is certified.
+iteration; the step is no longer than ``reach`` times the way from the initial model. g
+and H_r are of cross-entropy, without weight decay and the proximal term. No noise is
+added, so that nothing is certified.
 """
 
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ import numpy as np
 from fedunlearn.method import ALL_LEVELS, About, Requires, UnlearningContext
 from fedunlearn.params import Vector, norm
 from strategies.curvature import ClientsLoss, Float64, conjugate_gradients
+from strategies.forgetting import leavers_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,7 @@ class Influence:
     reach: float = 1.0
     about: ClassVar[About] = About(
         family="influence",
-        cost="2 I gradients of all data at clients, I P at the server, I iterations",
+        cost="2 I + 1 gradients of all data at clients, I P at the server",
         source="Koh and Liang, ICML 2017; Guo et al., ICML 2020",
     )
 
@@ -95,8 +97,8 @@ class Influence:
         remaining = ClientsLoss(clients=ctx.clients, round_index=index)
         g, n_r = remaining.gradient(model)
         b = -g
-        if self.gradient == "leaver" and ctx.leavers is not None:
-            leaving = ClientsLoss(clients=ctx.leavers, round_index=index)
+        if self.gradient == "leaver":
+            leaving = ClientsLoss(clients=leavers_of(ctx), round_index=index)
             g, n_u = leaving.gradient(model)
             b = g * (n_u / max(n_r, 1.0))
         step = conjugate_gradients(

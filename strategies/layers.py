@@ -83,6 +83,13 @@ def layers_of(layout: Layout) -> tuple[Layer, ...]:
     return tuple(found) or (_all_of(layout),)
 
 
+def layers_by_shard(layout: Layout, shards: int) -> tuple[tuple[Layer, ...], ...]:
+    """Return the layers of each shard's block; of one shard, those of the model."""
+    layers = layers_of(layout)
+    each = len(layers) // shards
+    return tuple(layers[i * each : (i + 1) * each] for i in range(shards))
+
+
 def _all_of(layout: Layout) -> Layer:
     """Return all arrays as one layer with one output."""
     first, *others = layout.slices.values()

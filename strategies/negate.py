@@ -14,8 +14,9 @@ the training that follows; the negation drives it off the place where it stood.
 Departures: the paper trains until it is content, about half the communication of
 retraining; here half as many rounds as were trained is the default. ``all`` negates the
 layers, not the scales and shifts of norms between them: after a negated convolution the
-normalised values are negated too, and a negated scale would undo that exactly. No code
-was published.
+normalised values are negated too, and a negated scale would undo that exactly. In a
+model of several shards these are the layers of every shard's block. No code was
+published.
 """
 
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from fedunlearn.method import About, Requires, UnlearningContext
-from fedunlearn.params import Layout, Vector
-from strategies.layers import Mask, layers_of, mask_of
+from fedunlearn.params import Vector
+from strategies.layers import Layer, layers_by_shard, mask_of
 from strategies.recovery import check_rounds, recovered
 
 _CHOICES = ("first", "last", "all")
@@ -65,10 +66,10 @@ class NoT:
 
     def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
         """Return the model after negation and recovery."""
-        negated = np.where(self._chosen(ctx.layout), -model, model)
-        return recovered(negated, ctx, self.recovery_rounds)
+        chosen = mask_of(ctx.layout, self._layers(ctx))
+        return recovered(np.where(chosen, -model, model), ctx, self.recovery_rounds)
 
-    def _chosen(self, layout: Layout) -> Mask:
-        layers = layers_of(layout)
-        chosen = {"first": layers[:1], "last": layers[-1:], "all": layers}
-        return mask_of(layout, chosen[self.layers])
+    def _layers(self, ctx: UnlearningContext) -> tuple[Layer, ...]:
+        part = {"first": slice(1), "last": slice(-1, None), "all": slice(None)}
+        members = layers_by_shard(ctx.layout, ctx.schedule.shards)
+        return tuple(la for layers in members for la in layers[part[self.layers]])

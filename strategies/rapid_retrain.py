@@ -34,7 +34,7 @@ import numpy as np
 from fedunlearn.local import LocalProblem
 from fedunlearn.method import About, Requires, UnlearningContext
 from fedunlearn.params import Vector
-from fedunlearn.updates import Updates
+from strategies.results import as_updates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,7 @@ class FisherTraining:
         beta2: Decay of the curvature's moving mean.
         power: Exponent of the curvature.
         damping: Share of the mean curvature added to every coordinate's.
+        shards: Blocks of the model; outside its own a client has no curvature.
     """
 
     lr: float
@@ -54,6 +55,7 @@ class FisherTraining:
     beta2: float
     power: float
     damping: float
+    shards: int = 1
 
     def run(self, start: Vector, problem: LocalProblem) -> Vector:
         """Train in the batches of an ordinary round."""
@@ -65,7 +67,8 @@ class FisherTraining:
                 m = self.beta1 * m + (1 - self.beta1) * gradient
                 v = self.beta2 * v + (1 - self.beta2) * np.float64(fisher) ** 2
                 gamma = np.sqrt(v / (1 - self.beta2**i))
-                scale = (gamma + self.damping * gamma.mean()) ** self.power
+                mean = gamma.mean() * self.shards
+                scale = (gamma + self.damping * mean) ** self.power
                 # Without curvature there never was a gradient.
                 step = np.divide(m, scale, out=np.zeros_like(m), where=scale > 0)
                 w = (w - self.lr / (1 - self.beta1**i) * step).astype(np.float32)
@@ -125,19 +128,11 @@ class RapidRetrain:
             beta2=self.beta2,
             power=self.power,
             damping=self.damping,
+            shards=ctx.schedule.shards,
         )
         last = ctx.schedule.rounds if self.rounds is None else self.rounds
         for t in range(1, last + 1):
             ids = ctx.cohort(t)
             found = ctx.clients.run(training, w, ids, round_index=t)
-            updates = Updates(
-                clients=found.clients,
-                before=w,
-                after=found.values,
-                num_examples=found.num_examples,
-                num_steps=found.num_steps,
-                num_samples=found.num_samples,
-                round_index=t,
-            )
-            w = server.step(updates)
+            w = server.step(as_updates(found, w, t, ids))
         return w

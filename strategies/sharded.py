@@ -17,7 +17,9 @@ also deals by how likely somebody is to leave (section VII), which needs a guess
 
 The result is that of ``retrain`` bit for bit. In a federation whose clients may stay
 silent that does not hold for rounds in which none of the shard answers: a round never
-passes without an answer, and here only some shards are asked.
+passes without an answer, and here only some shards are asked. Nor, as with
+``rollback``, where a leaver was asked before its first update and stayed silent: it had
+taken somebody's place.
 """
 
 from collections.abc import Iterable, Mapping

@@ -13,6 +13,7 @@ from fedunlearn.problem import TorchProblem
 from fedunlearn.request import UnlearningRequest
 from fedunlearn.rng import derive
 from fedunlearn.schedule import TrainingSchedule
+from fedunlearn.shards import shard_of
 from fedunlearn.task import LocalTask
 from fedunlearn.training import LocalWork, Training
 from fedunlearn.updates import MeanServer, Updates
@@ -58,7 +59,8 @@ class TorchClients:
 
     def problem(self, client, round_index=1):
         work = LocalWork(seed=SEED, round_index=round_index)
-        return TorchProblem(self.task, self.task.clients[client], client, work)
+        own = shard_of(client, self.task.shards)
+        return TorchProblem(self.task, self.task.clients[client], client, work, own)
 
     def _asked(self, ids, what, round_index):
         self.calls.append((what, tuple(sorted(ids)), round_index))

@@ -58,6 +58,21 @@ def test_a_class_is_taken_from_everybody_who_holds_it():
     assert len(divided.forgotten[2].y_holdout) == 0
 
 
+def test_a_class_that_nobody_holds_is_refused():
+    asked = scenario("forget_classes=[3]")
+    dataset = asked.data.load()
+    keep = dataset.y_train != 3
+    x, y = dataset.x_train[keep], dataset.y_train[keep]
+    poorer = replace(dataset, x_train=x, y_train=y)
+
+    class Poorer:
+        def load(self):
+            return poorer
+
+    with pytest.raises(RequestError, match="no client holds anything"):
+        prepare(replace(asked, data=Poorer()))
+
+
 def test_levels_add_up():
     request = UnlearningRequest(
         clients=frozenset({1}), samples={0: (0,)}, classes=frozenset({1})

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from fedunlearn.cost import run_unlearning
 from fedunlearn.data import ClientData
-from fedunlearn.local import decode, encode
+from fedunlearn.errors import EmptyRoundError
+from fedunlearn.local import Results, decode, encode
 from fedunlearn.method import Requires, UnlearningRequest, unmet_requirements
 from fedunlearn.models import Softmax
 from fedunlearn.params import norm
@@ -26,8 +27,10 @@ from fedunlearn.testing import (
 )
 from fedunlearn.testing.problem import QuadraticProblem
 from fedunlearn.training import LocalWork, Training
+from fedunlearn.updates import MeanServer
 from strategies import Retrain
 from strategies.rapid_retrain import FisherTraining, RapidRetrain
+from strategies.results import as_updates
 
 PAPER = RapidRetrain(lr=1e-3, power=1.0, damping=0.0)
 PLAIN = RapidRetrain(lr=0.3, beta1=0.0, power=0.0)
@@ -188,6 +191,39 @@ def test_only_the_data_that_remains_is_used():
     assert norm(RapidRetrain().unlearn(model, make(())) - expected) > 1e-3
     classes = replace(ctx, request=UnlearningRequest(classes=frozenset({1})))
     assert "level client or sample" in unmet_requirements(RapidRetrain(), classes)[0]
+
+
+def test_who_has_no_example_has_no_say():
+    model, make = federation()
+    ctx = make((1,))
+    sizes = (0, *ctx.clients.num_examples[1:])
+    poor = replace(ctx, clients=replace(ctx.clients, num_examples=sizes))
+    median = replace(poor, new_server=Median)
+    without = replace(ctx.clients, num_examples=sizes, gone=frozenset({0, 1}))
+    found = RapidRetrain(rounds=1).unlearn(model, median)
+    alone = RapidRetrain(rounds=1).unlearn(model, replace(median, clients=without))
+    assert found.tobytes() == alone.tobytes()
+    nobody = replace(poor, clients=replace(ctx.clients, num_examples=(0,) * 5))
+    with pytest.raises(EmptyRoundError, match="in round 1 has an example"):
+        RapidRetrain().unlearn(model, nobody)
+
+
+class Median(MeanServer):
+    def step(self, updates):
+        return np.median(updates.after, axis=0).astype(np.float32)
+
+
+def test_a_round_names_who_was_asked():
+    found = Results(
+        clients=(0, 2),
+        values=np.ones((2, 3), np.float32),
+        num_examples=np.array([0, 5]),
+        num_steps=np.array([0, 1]),
+        num_samples=np.array([0, 5]),
+    )
+    updates = as_updates(found, np.zeros(3, np.float32), 7, [3, 0, 2])
+    assert (updates.clients, updates.asked, updates.round_index) == ((2,), (0, 2, 3), 7)
+    assert updates.num_samples.tolist() == [5]
 
 
 def test_one_client_left_trains_alone():

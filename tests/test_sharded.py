@@ -8,7 +8,7 @@ import torch
 
 from fedunlearn.cost import run_unlearning
 from fedunlearn.errors import ConfigError, RequirementError
-from fedunlearn.models import Softmax
+from fedunlearn.models import Mlp, Softmax
 from fedunlearn.models.ensemble import Ensemble
 from fedunlearn.params import norm
 from fedunlearn.problem import TorchProblem
@@ -19,9 +19,12 @@ from fedunlearn.testing.bench import five_clients
 from fedunlearn.training import LocalWork
 from fedunlearn.updates import MeanServer, Updates
 from simulations import compare, load_scenario
+from strategies import FisherReset, LabelMask, NoT, OutputFilter
+from strategies.rapid_retrain import FisherTraining
 from strategies.retrain import Retrain
 from strategies.sharded import Sharded
 from tests.flower_helpers import small_task
+from tests.perturb_helpers import client_context, torch_federation
 
 SHARDED = ["clients=8", "shards=4", "methods=[sharded,rollback,fine_tune,nothing]"]
 
@@ -54,6 +57,55 @@ def test_a_client_s_gradient_is_that_of_the_block_it_trains():
         assert mean.shape == model.shape
         assert squares.reshape(2, -1)[own].any()
         assert not squares.reshape(2, -1)[1 - own].any()
+
+
+def in_shards():
+    """Return four clients in two shards, their model and a request of client 1."""
+    spec = Ensemble(member=Mlp(hidden=(4,)), shards=2)
+    task, model, history = torch_federation(spec, (6,), 3, sizes=(20, 30, 10, 20))
+    ctx = client_context(task, history, {1})
+    return model, replace(ctx, schedule=replace(ctx.schedule, shards=2))
+
+
+@pytest.mark.parametrize("layers", ["first", "last", "all"])
+def test_negation_is_of_the_layers_of_every_block(layers):
+    model, ctx = in_shards()
+    found = NoT(layers=layers, recovery_rounds=0).unlearn(model, ctx)
+    changed = (found != model).reshape(2, -1)
+    assert changed[0].any()
+    assert (changed[0] == changed[1]).all()
+
+
+def test_the_decoys_change_the_last_layer_of_blocks():
+    model, ctx = in_shards()
+    last = 4 * 3 + 3
+    masked = (LabelMask().unlearn(model, ctx) != model).reshape(2, -1)
+    assert masked.sum(axis=1).tolist() == [1, 1]
+    assert (masked[0] == masked[1]).all()
+    filtered = (OutputFilter().unlearn(model, ctx) != model).reshape(2, -1)
+    assert not filtered[0].any(), "client 1 trains the second block"
+    assert filtered[1, -last:].any()
+    assert not filtered[1, :-last].any()
+
+
+def test_a_share_of_the_model_is_a_share_of_each_block():
+    model, ctx = in_shards()
+    how = FisherReset(share=0.25, per="model", recovery_rounds=0)
+    changed = (how.unlearn(model, ctx) != model).reshape(2, -1)
+    assert not changed[0].any()
+    assert 0 < changed[1].sum() <= round(0.25 * changed.shape[1])
+
+
+def test_rapid_retraining_trains_a_block_as_it_would_a_model():
+    model, ctx = in_shards()
+    settings = {"lr": 0.03, "beta1": 0.9, "beta2": 0.999, "power": 0.5, "damping": 1.0}
+    problem = ctx.leavers.problem(1)
+    found = FisherTraining(**settings, shards=2).run(model, problem)
+    alone = replace(problem, task=problem.task.member, shard=None)
+    block = model.reshape(2, -1)[1]
+    expected = FisherTraining(**settings).run(block, alone)
+    assert found.reshape(2, -1)[1] == pytest.approx(expected, abs=1e-6)
+    assert found.reshape(2, -1)[0].tobytes() == model.reshape(2, -1)[0].tobytes()
 
 
 # --- the algebra

@@ -163,7 +163,7 @@ class QuadraticClients:
     def problem(self, client: ClientId) -> QuadraticProblem:
         """Return a client's loss as a procedure sees it."""
         size = int(self.examples_of([client])[0])
-        how = Training(epochs=self.schedule.epochs, batch_size=size, lr=self.lr)
+        how = Training(epochs=self.schedule.epochs, batch_size=max(size, 1), lr=self.lr)
         return QuadraticProblem(self.centres[client], size, how)
 
     def _asked(self, ids: Collection[ClientId]) -> tuple[ClientId, ...]:
