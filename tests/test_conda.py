@@ -3,17 +3,13 @@
 import numpy as np
 import pytest
 
-from fedunlearn.history import ArraysInMemory, InMemoryHistory, RoundRecord
 from fedunlearn.method import Requires
-from fedunlearn.params import Layout
-from fedunlearn.schedule import TrainingSchedule
 from fedunlearn.testing import (
-    QuadraticClients,
     check_method,
     keeps_a_model_the_leaver_never_touched,
-    make_context,
 )
 from strategies.conda import Conda
+from tests.small_rounds import context, record
 
 
 @pytest.mark.parametrize(
@@ -31,38 +27,10 @@ def test_it_obeys_the_laws(method):
     keeps_a_model_the_leaver_never_touched(method)
 
 
-def record(index, updates, broadcast):
-    ids = tuple(sorted(updates))
-    ones = np.ones(len(ids), np.int64)
-    return RoundRecord(
-        index=index,
-        clients=ids,
-        num_examples=ones,
-        num_steps=ones,
-        num_samples=ones,
-        asked=ids,
-        arrays=ArraysInMemory(
-            np.array(broadcast, np.float32),
-            np.array([updates[c] for c in ids], np.float32),
-        ),
-    )
-
-
-def context(rounds, forget, clients=3):
-    size = len(rounds[0].broadcast)
-    history = InMemoryHistory(Layout(("w",), ((size,),)))
-    for one in rounds:
-        history.append_round(one)
-    schedule = TrainingSchedule(seed=0, rounds=len(rounds), epochs=1)
-    centres = tuple(np.zeros(size, np.float32) for _ in range(clients))
-    staying = QuadraticClients(centres=centres, schedule=schedule)
-    return make_context(history, staying.without(forget))
-
-
 MODEL = np.array([10, 10, 10, 10, 10], np.float32)
 # Of one round from zeros: the leaver 0 and two others.
 ROUND = record(
-    1, {0: (4, -4, 4, 0, 2), 1: (1, 3, 6, 1, 2), 2: (1, 1, 2, 1, 0)}, [0] * 5
+    1, {0: (4, -4, 4, 0, 2), 1: (1, 3, 6, 1, 2), 2: (1, 1, 2, 1, 0)}, broadcast=[0] * 5
 )
 # C_f 4 4 4 0 2, C_r 1 2 4 1 1: ratios 1/4, 1/2, 1, infinite, 1/2.
 
@@ -95,7 +63,7 @@ def test_the_share_of_the_parameters_with_the_smallest_ratios_is_damped(share, d
 
 
 def test_what_the_leaver_moved_most_is_damped_not_what_it_moved_least():
-    rounds = [record(1, {0: (9, 1), 1: (1, 9)}, [0, 0])]
+    rounds = [record(1, {0: (9, 1), 1: (1, 9)}, broadcast=[0, 0])]
     result = Conda(cutoff=0.5).unlearn(MODEL[:2], context(rounds, {0}))
     assert result[0] < 1
     assert result[1] == 10
@@ -103,9 +71,9 @@ def test_what_the_leaver_moved_most_is_damped_not_what_it_moved_least():
 
 def test_contributions_are_means_over_a_clients_rounds_and_over_clients():
     rounds = [
-        record(1, {0: (1,), 1: (2,)}, [0]),  # |w_0 - w|: 1 and 2
-        record(3, {0: (1,), 2: (-3,)}, [2]),  # 3 and |2 - 3| = 1
-        record(4, {2: (4,)}, [3]),  # 7
+        record(1, {0: (1,), 1: (2,)}, broadcast=[0]),  # |w_0 - w|: 1 and 2
+        record(3, {0: (1,), 2: (-3,)}, broadcast=[2]),  # 3 and |2 - 3| = 1
+        record(4, {2: (4,)}, broadcast=[3]),  # 7
     ]
     # C_f = (1 + 3) / 2 = 2; C_r = (2 + (1 + 7) / 2) / 2 = 3; ratio 3/2.
     method = Conda(cutoff=1.6, dampening=0.2, upper=1.0)
@@ -126,8 +94,8 @@ def test_several_leavers_count_as_their_mean():
 
 
 def test_against_the_broadcast_it_does_not_matter_when_a_client_took_part():
-    early = record(1, {0: (1, 2), 1: (2, 1)}, [0, 0])
-    late = record(2, {0: (1, 2), 1: (2, 1)}, [50, -50])
+    early = record(1, {0: (1, 2), 1: (2, 1)}, broadcast=[0, 0])
+    late = record(2, {0: (1, 2), 1: (2, 1)}, broadcast=[50, -50])
     method = Conda(against="broadcast")
     one = method.unlearn(MODEL[:2], context([early], {0}))
     both = method.unlearn(MODEL[:2], context([early, late], {0}))
@@ -135,12 +103,12 @@ def test_against_the_broadcast_it_does_not_matter_when_a_client_took_part():
 
 
 def test_nobody_else_took_part_so_all_the_leaver_moved_goes():
-    rounds = [record(1, {0: (1, 0)}, [0, 0])]
+    rounds = [record(1, {0: (1, 0)}, broadcast=[0, 0])]
     assert Conda().unlearn(MODEL[:2], context(rounds, {0})).tolist() == [0, 10]
 
 
 def test_updates_of_zero_damp_nothing():
-    rounds = [record(1, {0: (0, 0), 1: (0, 0)}, [3, 3])]
+    rounds = [record(1, {0: (0, 0), 1: (0, 0)}, broadcast=[3, 3])]
     result = Conda().unlearn(MODEL[:2], context(rounds, {0}))
     assert result.tolist() == [10, 10]
 
@@ -169,6 +137,6 @@ def test_settings_outside_their_range_are_refused(wrong):
 
 
 def test_a_share_never_reaches_what_the_others_moved_more():
-    rounds = [record(1, {0: (1, 1, 1), 1: (0.5, 1.5, 3)}, [0, 0, 0])]
+    rounds = [record(1, {0: (1, 1, 1), 1: (0.5, 1.5, 3)}, broadcast=[0, 0, 0])]
     result = Conda(share=1.0).unlearn(MODEL[:3], context(rounds, {0}))
     assert result.tolist() == [2.5, 10, 10]

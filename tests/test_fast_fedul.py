@@ -7,56 +7,25 @@ from hypothesis import strategies as st
 
 from fedunlearn.cost import run_unlearning
 from fedunlearn.errors import RequirementError
-from fedunlearn.history import ArraysInMemory, InMemoryHistory, RoundRecord
 from fedunlearn.method import Requires
-from fedunlearn.params import Layout
 from fedunlearn.rng import derive
 from fedunlearn.schedule import TrainingSchedule
 from fedunlearn.testing import (
     QuadraticClients,
     check_method,
     keeps_a_model_the_leaver_never_touched,
-    make_context,
     quadratic_federation,
 )
 from fedunlearn.updates import MeanServer
 from strategies import Retrain, Subtract
 from strategies.fast_fedul import FastFedul, measured_alpha
-
-LAYOUT = Layout(("w",), ((2,),))
+from tests.small_rounds import context, record
 
 
 @pytest.mark.parametrize("alpha", [None, 0.07, 0.0, -0.5])
 def test_it_obeys_the_laws(alpha):
     check_method(FastFedul(alpha=alpha))
     keeps_a_model_the_leaver_never_touched(FastFedul(alpha=alpha))
-
-
-def record(index, updates, sizes, broadcast=(0.0, 0.0)):
-    ids = tuple(sorted(updates))
-    nothing = np.zeros(len(ids), np.int64)
-    return RoundRecord(
-        index=index,
-        clients=ids,
-        num_examples=np.array([sizes[c] for c in ids], np.int64),
-        num_steps=nothing,
-        num_samples=nothing,
-        asked=ids,
-        arrays=ArraysInMemory(
-            np.array(broadcast, np.float32),
-            np.array([updates[c] for c in ids], np.float32),
-        ),
-    )
-
-
-def context(rounds, forget, clients=3):
-    history = InMemoryHistory(LAYOUT)
-    for one in rounds:
-        history.append_round(one)
-    schedule = TrainingSchedule(seed=0, rounds=len(rounds), epochs=1)
-    centres = tuple(np.zeros(2, np.float32) for _ in range(clients))
-    staying = QuadraticClients(centres=centres, schedule=schedule)
-    return make_context(history, staying.without(forget))
 
 
 def test_the_recursion_by_hand():

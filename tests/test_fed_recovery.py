@@ -9,23 +9,19 @@ from hypothesis import strategies as st
 
 from fedunlearn.cost import run_unlearning
 from fedunlearn.errors import RequirementError
-from fedunlearn.history import ArraysInMemory, InMemoryHistory, RoundRecord
 from fedunlearn.method import Requires
-from fedunlearn.params import Layout
 from fedunlearn.rng import derive
 from fedunlearn.schedule import TrainingSchedule
 from fedunlearn.testing import (
     QuadraticClients,
     check_method,
     keeps_a_model_the_leaver_never_touched,
-    make_context,
     quadratic_federation,
 )
 from fedunlearn.updates import MeanServer
 from strategies.fed_recovery import FedRecovery
 from strategies.gaussian import largest_ratio
-
-LAYOUT = Layout(("w",), ((2,),))
+from tests.small_rounds import context, record
 
 
 @pytest.mark.parametrize(
@@ -41,32 +37,6 @@ LAYOUT = Layout(("w",), ((2,),))
 def test_it_obeys_the_laws(method):
     check_method(method)
     keeps_a_model_the_leaver_never_touched(method)
-
-
-def record(index, updates, sizes):
-    ids = tuple(sorted(updates))
-    nothing = np.zeros(len(ids), np.int64)
-    return RoundRecord(
-        index=index,
-        clients=ids,
-        num_examples=np.array([sizes[c] for c in ids], np.int64),
-        num_steps=nothing,
-        num_samples=nothing,
-        asked=ids,
-        arrays=ArraysInMemory(
-            np.zeros(2, np.float32), np.array([updates[c] for c in ids], np.float32)
-        ),
-    )
-
-
-def context(rounds, forget, clients=3, rng_seed=0):
-    history = InMemoryHistory(LAYOUT)
-    for one in rounds:
-        history.append_round(one)
-    schedule = TrainingSchedule(seed=0, rounds=len(rounds), epochs=1)
-    centres = tuple(np.zeros(2, np.float32) for _ in range(clients))
-    staying = QuadraticClients(centres=centres, schedule=schedule)
-    return make_context(history, staying.without(forget), rng_seed=rng_seed)
 
 
 SIZES = {0: 1, 1: 1, 2: 2}

@@ -8,7 +8,6 @@ import pytest
 
 from fedunlearn.cost import run_unlearning
 from fedunlearn.errors import RequirementError
-from fedunlearn.history import ArraysInMemory, InMemoryHistory, RoundRecord
 from fedunlearn.method import Requires, continue_training
 from fedunlearn.params import Layout, norm
 from fedunlearn.rewrite import RewrittenHistory
@@ -18,7 +17,6 @@ from fedunlearn.testing import (
     QuadraticClients,
     check_method,
     keeps_a_model_the_leaver_never_touched,
-    make_context,
     quadratic_federation,
 )
 from fedunlearn.testing.problem import QuadraticProblem
@@ -31,44 +29,19 @@ from strategies.reference import (
     last_aggregate_without,
     shuffled,
 )
+from tests.small_rounds import context, record
 
-LAYOUT = Layout(("w",), ((2,),))
 SIZES = {0: 10, 1: 30, 2: 10}
 MODEL = np.array([10, 20], np.float32)
 NEVER = 1e9
 """A squared distance nobody reaches."""
 
 
-def record(index, updates, broadcast, sizes=SIZES):
-    ids = tuple(sorted(updates))
-    nothing = np.zeros(len(ids), np.int64)
-    return RoundRecord(
-        index=index,
-        clients=ids,
-        num_examples=np.array([sizes[c] for c in ids], np.int64),
-        num_steps=nothing,
-        num_samples=nothing,
-        asked=ids,
-        arrays=ArraysInMemory(
-            np.array(broadcast, np.float32),
-            np.array([updates[c] for c in ids], np.float32),
-        ),
-    )
-
-
-def context(rounds, forget):
-    history = InMemoryHistory(LAYOUT)
-    for one in rounds:
-        history.append_round(one)
-    schedule = TrainingSchedule(seed=0, rounds=len(rounds), epochs=1)
-    centres = tuple(np.zeros(2, np.float32) for _ in SIZES)
-    clients = QuadraticClients(centres=centres, schedule=schedule)
-    return make_context(history, clients.without(forget))
-
-
 def test_after_an_earlier_request_the_mean_is_that_of_the_updates():
     updates = {0: [1, 2], 1: [5, -2]}
-    ctx = replace(context([record(1, updates, [3, 3])], {1}), departed=frozenset({2}))
+    ctx = replace(
+        context([record(1, updates, SIZES, [3, 3])], {1}), departed=frozenset({2})
+    )
     found = last_aggregate_without(ctx, MODEL)
     # The mean of 10 and 30 examples is (4, -1); client 0 alone makes (1, 2).
     assert found == pytest.approx(MODEL + np.float32([-3, 3]))
@@ -140,7 +113,7 @@ def test_a_leaver_that_never_took_part_is_not_asked(reference):
 def test_with_equal_clients_the_reference_is_the_paper_s():
     models = np.array([[1, 2], [4, -3], [0, 7], [5, 5]], np.float32)
     w_t = models.mean(axis=0)
-    one = record(1, dict(enumerate(models)), (0, 0), dict.fromkeys(range(4), 25))
+    one = record(1, dict(enumerate(models)), dict.fromkeys(range(4), 25))
     found = last_aggregate_without(context([one], {2}), w_t)
     assert found == pytest.approx(4 / 3 * w_t - models[2] / 3, abs=1e-6)
     assert found == pytest.approx(models[[0, 1, 3]].mean(axis=0), abs=1e-6)
@@ -149,7 +122,7 @@ def test_with_equal_clients_the_reference_is_the_paper_s():
 def test_weights_and_several_leavers_give_the_weighted_mean_of_the_others():
     models = {0: (1, 2), 1: (4, -3), 2: (0, 7)}
     mean = np.average(list(models.values()), axis=0, weights=list(SIZES.values()))
-    one = record(1, models, (0, 0))
+    one = record(1, models, SIZES)
     for gone, stay in (({1}, [0, 2]), ({0, 2}, [1])):
         expected = np.average(
             [models[c] for c in stay], axis=0, weights=[SIZES[c] for c in stay]
@@ -161,10 +134,10 @@ def test_weights_and_several_leavers_give_the_weighted_mean_of_the_others():
 # Client 0 last took part in round 2, with 10 of 40 examples; its model was (3, 3), the
 # mean that came of it (5, 9): a third of (2, 6) is added to the model of round 3.
 ROUNDS = [
-    record(1, {0: (1, 1), 1: (3, 3)}, (0, 0)),
-    record(2, {0: (1, 2), 1: (9, 9)}, (2, 1)),
-    record(4, {1: (1, 1), 2: (1, 1)}, (5, 9)),
-    record(5, {1: (1, 1), 2: (2, 2)}, (6, 6)),
+    record(1, {0: (1, 1), 1: (3, 3)}, SIZES, (0, 0)),
+    record(2, {0: (1, 2), 1: (9, 9)}, SIZES, (2, 1)),
+    record(4, {1: (1, 1), 2: (1, 1)}, SIZES, (5, 9)),
+    record(5, {1: (1, 1), 2: (2, 2)}, SIZES, (6, 6)),
 ]
 
 
@@ -174,7 +147,7 @@ def test_after_later_rounds_the_shift_of_the_leaver_s_last_one_is_added():
 
 
 def test_a_round_of_leavers_alone_is_taken_back():
-    rounds = [*ROUNDS, record(7, {0: (7, 7)}, (6, 6))]
+    rounds = [*ROUNDS, record(7, {0: (7, 7)}, SIZES, (6, 6))]
     found = last_aggregate_without(context(rounds, {0}), MODEL)
     assert found.tolist() == [6, 6]
 
@@ -186,7 +159,7 @@ def test_a_round_of_somebody_who_loses_a_part_only_is_not_looked_at():
 
 
 def test_a_leaver_without_weight_or_history_changes_nothing():
-    weightless = record(1, {0: (9, 9), 1: (3, 3)}, (0, 0), {0: 0, 1: 4})
+    weightless = record(1, {0: (9, 9), 1: (3, 3)}, {0: 0, 1: 4})
     for rounds, gone in (([weightless], {0}), (ROUNDS[:2], {2})):
         found = last_aggregate_without(context(rounds, gone), MODEL)
         assert found.tolist() == MODEL.tolist()

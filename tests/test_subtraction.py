@@ -8,42 +8,11 @@ from hypothesis.extra.numpy import arrays
 
 from fedunlearn.cost import run_unlearning
 from fedunlearn.errors import RequirementError
-from fedunlearn.history import ArraysInMemory, InMemoryHistory, RoundRecord
 from fedunlearn.method import Requires, continue_training
-from fedunlearn.params import Layout
 from fedunlearn.schedule import TrainingSchedule
-from fedunlearn.testing import QuadraticClients, make_context, quadratic_federation
+from fedunlearn.testing import QuadraticClients, quadratic_federation
 from strategies import Subtract
-
-LAYOUT = Layout(("w",), ((2,),))
-
-
-def record(index, updates, sizes, broadcast=(0.0, 0.0)):
-    ids = tuple(sorted(updates))
-    nothing = np.zeros(len(ids), np.int64)
-    return RoundRecord(
-        index=index,
-        clients=ids,
-        num_examples=np.array([sizes[c] for c in ids], np.int64),
-        num_steps=nothing,
-        num_samples=nothing,
-        asked=ids,
-        arrays=ArraysInMemory(
-            np.array(broadcast, np.float32),
-            np.array([updates[c] for c in ids], np.float32),
-        ),
-    )
-
-
-def context(rounds, forget, clients=3):
-    history = InMemoryHistory(LAYOUT)
-    for one in rounds:
-        history.append_round(one)
-    schedule = TrainingSchedule(seed=0, rounds=len(rounds), epochs=1)
-    centres = tuple(np.zeros(2, np.float32) for _ in range(clients))
-    staying = QuadraticClients(centres=centres, schedule=schedule)
-    return make_context(history, staying.without(forget))
-
+from tests.small_rounds import context, record
 
 # Shares of client 0: 10/40 in round 1, 10/20 in round 2, none in round 3.
 SIZES = {0: 10, 1: 30, 2: 10}
