@@ -38,7 +38,8 @@ from fedunlearn.params import Layout, Vector
 from strategies.curvature import Float64
 from strategies.forgetting import leavers_of
 from strategies.layers import Layer, Mask, convolutions, norm_after
-from strategies.recovery import check_rounds, recovered
+from strategies.recovery import recovered
+from strategies.settings import check_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ class ChannelPrune:
         """Refuse a percentile that is none and negative rounds."""
         if not 0 <= self.percentile <= 100:  # noqa: PLR2004 - per cent
             raise ValueError(f"percentile must lie in [0, 100], got {self.percentile}")
-        check_rounds(self.recovery_rounds)
+        check_settings(self)
 
     def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
         """Return the model after pruning and recovery."""
@@ -140,8 +141,7 @@ def tf_idf(means: Float64, forgotten: Mask) -> Float64:
 
 def parts_of(layer: Layer, channels: Rows, layout: Layout) -> Iterator[slice]:
     """Yield where the weights, bias, scale and shift of some channels lie."""
-    single = [] if layer.bias is None else [layer.bias]
-    single += norm_after(layout, layer)
+    single = [s for s in (layer.bias, *norm_after(layout, layer)) if s is not None]
     for channel in channels.tolist():
         yield layer.row(channel)
         for array in single:

@@ -32,6 +32,7 @@ import numpy.typing as npt
 from fedunlearn.history import ClientId, records
 from fedunlearn.method import About, Requires, UnlearningContext
 from fedunlearn.params import Vector
+from strategies.settings import check_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,7 @@ class Conda:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
+        check_settings(self)
         for name, value in (("dampening", self.dampening), ("cutoff", self.cutoff)):
             if value is not None and not 0 < value < np.inf:
                 raise ValueError(f"{name} must be positive, got {value}")

@@ -32,6 +32,7 @@ from fedunlearn.params import Vector
 from fedunlearn.rng import SEED_LIMIT
 from strategies.fats_sampler import first_use
 from strategies.rollback import server_before
+from strategies.settings import check_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,10 @@ class Fats:
         source="Tao et al., Communication Efficient and Provable FU, VLDB 2024",
     )
     requires: ClassVar[Requires] = Requires(broadcasts="all", clients=True)
+
+    def __post_init__(self) -> None:
+        """Refuse cohorts nobody knows."""
+        check_settings(self)
 
     def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
         """Return ``model``, or what training gives from the first use on."""

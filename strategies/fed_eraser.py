@@ -30,6 +30,7 @@ from fedunlearn.method import About, Requires, UnlearningContext
 from fedunlearn.params import Matrix, Vector, norm
 from fedunlearn.updates import Updates
 from strategies.fed_eraser_official import model_after, official_step
+from strategies.settings import check_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,7 @@ class FedEraser:
 
     def __post_init__(self) -> None:
         """Refuse an interval below 1 and a ratio outside (0, 1]."""
+        check_settings(self)
         if self.interval < 1:
             raise ValueError(f"interval must be at least 1, got {self.interval}")
         if not 0 < self.calibration_ratio <= 1:

@@ -36,7 +36,8 @@ from fedunlearn.method import About, Requires, UnlearningContext
 from fedunlearn.params import Matrix, Vector, norm
 from strategies.forgetting import contributors, leavers_of, mean_of
 from strategies.logit_losses import unlearning_cross_entropy
-from strategies.recovery import check_rounds, recovered
+from strategies.recovery import recovered
+from strategies.settings import check_settings
 
 _Exact = npt.NDArray[np.float64]
 # Below this share of the largest, an eigenvalue of G G^T counts as zero.
@@ -83,7 +84,7 @@ class FedOsd:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        check_rounds(self.recovery_rounds)
+        check_settings(self)
         for name in ("unlearn_rounds", "reach", "lr"):
             value = getattr(self, name)
             if value is not None and not value > 0:

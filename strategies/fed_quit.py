@@ -32,7 +32,8 @@ from fedunlearn.method import About, Requires, UnlearningContext
 from fedunlearn.params import Matrix, Vector
 from strategies.forgetting import contributors, descended, leavers_of, mean_of, pace
 from strategies.logit_losses import divergence_from, softmax
-from strategies.recovery import check_rounds, recovered
+from strategies.recovery import recovered
+from strategies.settings import check_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ class FedQuit:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        check_rounds(self.recovery_rounds)
+        check_settings(self)
         for name in ("lr", "lr_scale", "epochs", "batch_size"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -37,6 +37,7 @@ from fedunlearn.method import About, Requires, UnlearningContext
 from fedunlearn.params import Vector, norm
 from strategies.gaussian import Calibration, largest_ratio
 from strategies.leave_out import mean_update, shift_without
+from strategies.settings import check_settings
 
 _SHARE = 0.1
 
@@ -74,6 +75,7 @@ class FedRecovery:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
+        check_settings(self)
         for name, value in (("scale", self.scale), ("sigma", self.sigma)):
             if value is not None and not 0 <= value < np.inf:
                 raise ValueError(f"{name} must not be negative, got {value}")

@@ -28,7 +28,8 @@ from fedunlearn.method import ALL_LEVELS, About, Requires, UnlearningContext
 from fedunlearn.params import Vector
 from strategies.forgetting import leavers_of
 from strategies.layers import Mask
-from strategies.recovery import check_rounds, recovered
+from strategies.recovery import recovered
+from strategies.settings import check_settings
 
 Float64 = npt.NDArray[np.float64]
 
@@ -72,9 +73,7 @@ class FisherReset:
         """Refuse a share that is none, an unknown rank and negative rounds."""
         if not 0 <= self.share <= 1:
             raise ValueError(f"share must lie in [0, 1], got {self.share}")
-        if self.per not in ("model", "array"):
-            raise ValueError(f"per must be model or array, got {self.per!r}")
-        check_rounds(self.recovery_rounds)
+        check_settings(self)
 
     def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
         """Return the model after reset and recovery."""

@@ -38,6 +38,7 @@ from fedunlearn.method import ALL_LEVELS, About, Requires, UnlearningContext
 from fedunlearn.params import Vector, norm
 from strategies.curvature import ClientsLoss, Float64, conjugate_gradients
 from strategies.forgetting import leavers_of
+from strategies.settings import check_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +70,8 @@ class Influence:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        known = ("remaining", "leaver")
+        check_settings(self)
         for name, value, holds, rule in (
-            ("gradient", self.gradient, self.gradient in known, "remaining or leaver"),
             ("damping", self.damping, 0 <= self.damping < inf, "from 0 up"),
             ("iterations", self.iterations, self.iterations >= 1, "at least 1"),
             ("tolerance", self.tolerance, 0 <= self.tolerance < 1, "in [0, 1)"),

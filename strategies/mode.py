@@ -35,6 +35,7 @@ from fedunlearn.updates import Updates
 from strategies.forgetting import contributors, descended, leavers_of
 from strategies.logit_losses import cross_entropy
 from strategies.reference import shuffled
+from strategies.settings import check_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,7 @@ class MoDe:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
+        check_settings(self)
         for name, least in (("rounds", 1), ("guidance_rounds", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -140,8 +142,7 @@ def joined(updates: Updates, others: list[Results]) -> Updates:
     clients = [*updates.clients, *(c for one in others for c in one.clients)]
     after = np.concatenate([updates.after, *(one.values for one in others)])
     sizes = [updates.num_examples, *(one.num_examples for one in others)]
-    order, asked = np.argsort(clients), {*clients, *(updates.asked or ())}
+    order, asked = np.argsort(clients), sorted({*clients, *(updates.asked or ())})
     deltas, counts = (after - updates.before)[order], np.concatenate(sizes)[order]
-    ids, index = sorted(clients), updates.round_index
-    everybody = Updates.of_deltas(updates.before, deltas, ids, counts, index)
-    return replace(everybody, asked=tuple(sorted(asked)))
+    everybody = Updates.of_deltas(updates.before, deltas, sorted(clients), counts)
+    return replace(everybody, round_index=updates.round_index, asked=tuple(asked))

@@ -27,9 +27,8 @@ import numpy as np
 from fedunlearn.method import About, Requires, UnlearningContext
 from fedunlearn.params import Vector
 from strategies.layers import Layer, layers_by_shard, mask_of
-from strategies.recovery import check_rounds, recovered
-
-_CHOICES = ("first", "last", "all")
+from strategies.recovery import recovered
+from strategies.settings import check_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +51,7 @@ class NoT:
 
     def __post_init__(self) -> None:
         """Refuse a choice of layers nobody knows and a negative number of rounds."""
-        if self.layers not in _CHOICES:
-            raise ValueError(
-                f"layers must be one of {', '.join(_CHOICES)}, got {self.layers!r}"
-            )
-        check_rounds(self.recovery_rounds)
+        check_settings(self)
 
     @property
     def requires(self) -> Requires:

@@ -23,7 +23,8 @@ import numpy as np
 
 from fedunlearn.method import About, Requires, UnlearningContext
 from fedunlearn.params import Vector, norm
-from strategies.recovery import check_rounds, recovered
+from strategies.recovery import recovered
+from strategies.settings import check_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,7 @@ class Noise:
             raise ValueError(
                 f"relative_std must be finite and not negative, got {self.relative_std}"
             )
-        check_rounds(self.recovery_rounds)
+        check_settings(self)
 
     @property
     def requires(self) -> Requires:

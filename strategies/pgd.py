@@ -37,8 +37,9 @@ from fedunlearn.method import About, Requires, UnlearningContext
 from fedunlearn.params import Vector, norm
 from strategies.forgetting import clipped, contributors, leavers_of, mean_of
 from strategies.logit_losses import mean_cross_entropy, negative_cross_entropy
-from strategies.recovery import check_rounds, recovered
+from strategies.recovery import recovered
 from strategies.reference import distance_to_random, last_aggregate_without
+from strategies.settings import check_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +85,7 @@ class Pgd:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        check_rounds(self.recovery_rounds)
+        check_settings(self)
         for name in ("lr", "clip", "epochs", "radius", "stop_loss", "stop_distance"):
             value = getattr(self, name)
             if value is not None and not value > 0:

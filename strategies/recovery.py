@@ -15,9 +15,3 @@ def recovered(model: Vector, ctx: UnlearningContext, rounds: int | None) -> Vect
     trained = ctx.schedule.rounds
     more = (trained + 1) // 2 if rounds is None else rounds
     return continue_training(model, ctx, range(trained + 1, trained + more + 1))
-
-
-def check_rounds(rounds: int | None) -> None:
-    """Raise ValueError unless ``rounds`` is None or not negative."""
-    if rounds is not None and rounds < 0:
-        raise ValueError(f"recovery_rounds must not be negative, got {rounds}")

@@ -30,6 +30,7 @@ from fedunlearn.method import About, Requires, UnlearningContext, continue_train
 from fedunlearn.params import Vector, norm
 from fedunlearn.updates import Server, Updates
 from strategies.leave_out import mean_update, shift_without
+from strategies.settings import check_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,7 @@ class Rollback:
 
     def __post_init__(self) -> None:
         """Refuse a negative number of rounds and a budget outside [0, 1]."""
+        check_settings(self)
         if self.rounds is not None and self.rounds < 0:
             raise ValueError(f"rounds must not be negative, got {self.rounds}")
         if not 0 <= self.budget <= 1:

@@ -36,6 +36,7 @@ from fedunlearn.method import About, Requires, UnlearningContext, continue_train
 from fedunlearn.params import Vector
 from strategies.gaussian import Calibration, largest_ratio
 from strategies.leave_out import bounded_sensitivity
+from strategies.settings import check_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,7 @@ class Sifu:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
+        check_settings(self)
         for name, value in (("epsilon", self.epsilon), ("sigma", self.sigma)):
             if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")

@@ -28,6 +28,7 @@ import numpy as np
 from fedunlearn.history import ClientId, records
 from fedunlearn.method import About, Requires, UnlearningContext, continue_training
 from fedunlearn.params import Vector, weighted_mean
+from strategies.settings import check_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +50,8 @@ class Subtract:
     )
 
     def __post_init__(self) -> None:
-        """Refuse a negative number of rounds."""
-        if self.recovery_rounds < 0:
-            raise ValueError(
-                f"recovery_rounds must not be negative, got {self.recovery_rounds}"
-            )
+        """Refuse a weighting nobody knows and a negative number of rounds."""
+        check_settings(self)
 
     @property
     def requires(self) -> Requires:

@@ -218,7 +218,7 @@ def test_what_it_requires():
         ({"share": -0.1}, r"share must lie in \[0, 1\]"),
         ({"share": 1.1}, r"share must lie in \[0, 1\]"),
         ({"share": float("nan")}, r"share must lie in \[0, 1\]"),
-        ({"per": "layer"}, "per must be model or array"),
+        ({"per": "layer"}, "per must be one of model, array"),
         ({"recovery_rounds": -1}, "recovery_rounds must not be negative"),
     ],
 )

@@ -250,7 +250,7 @@ def test_what_it_requires_follows_its_settings():
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"gradient": "both"}, "gradient must be remaining or leaver, got 'both'"),
+        ({"gradient": "both"}, "gradient must be one of remaining, leaver, got 'both'"),
         ({"damping": -0.1}, "damping must be from 0 up"),
         ({"damping": float("inf")}, "damping must be from 0 up"),
         ({"iterations": 0}, "iterations must be at least 1"),
