@@ -1,12 +1,14 @@
 """What the engines are measured on: synthetic, label-skewed and learnable.
 
-The three workloads of ``shared/reference/performance.md``: a model whose time goes to
-matrix products, one whose time goes to convolutions, and one of many tiny clients.
+Three workloads: a model whose time goes to matrix products, one whose time goes to
+convolutions, and one of many tiny clients.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from fedunlearn.errors import ConfigError
 from fedunlearn.models import LeNet5, Mlp, ModelSpec, Softmax
 from fedunlearn.rng import derive
 from fedunlearn.training import Training
+from simulations.engine.threads import usable_cores
 
 if TYPE_CHECKING:
     from fedunlearn.task import LocalTask
@@ -29,6 +32,8 @@ SIGNAL = 0.5
 """Standard deviation of the class means; that of the noise around them is 1."""
 DATA_SEED = 20261124
 """Seed of all data: the same examples in every process."""
+_LARGE = 10_000
+"""Numbers of a client from which on making them takes longer than asking for them."""
 _PATCH = 4
 
 
@@ -86,12 +91,20 @@ class Workload:
         x += _means(self.means, self.shape)[y]
         return ClientData(f"client-{number}", x, y, x[:0], y[:0])
 
+    def _some(self, numbers: Iterable[int]) -> list[ClientData]:
+        return [self.client(int(number)) for number in numbers]
+
     def task(self) -> "LocalTask":
         """Return the learning task, all of its data in RAM."""
         from fedunlearn.task import LocalTask
 
+        # Small clients are Python, which threads would only take turns at.
+        large = self.samples * prod(self.shape) > _LARGE
+        threads = usable_cores() if large else 1
+        with ThreadPoolExecutor(threads) as pool:
+            parts = pool.map(self._some, np.array_split(range(self.clients), threads))
         return LocalTask(
-            clients=tuple(self.client(number) for number in range(self.clients)),
+            clients=tuple(chain.from_iterable(parts)),
             model=self.model,
             input_shape=self.shape,
             num_classes=CLASSES,
