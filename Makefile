@@ -39,7 +39,7 @@ imports: $(INSTALLED)
 	$(BIN)/lint-imports
 
 pytest: $(INSTALLED)
-	$(BIN)/python -m pytest --quiet
+	$(BIN)/python -m pytest --quiet --numprocesses auto --dist worksteal
 
 format: $(INSTALLED)  ## Rewrite the sources in the project's format
 	$(BIN)/ruff format --quiet .
