@@ -5,7 +5,7 @@ a frozen dataclass of numbers and words with a ``run``. The server sends its nam
 fields, the client finds the same class in its own installation; no code travels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fedunlearn.errors import RequestError
+from fedunlearn.errors import EmptyRoundError, RequestError
 from fedunlearn.history import ClientId, Counts
 from fedunlearn.params import Matrix, Vector
 from fedunlearn.training import Training
+from fedunlearn.updates import Updates
 
 Labels = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.int64]
@@ -120,6 +121,33 @@ class Results:
     num_examples: Counts
     num_steps: Counts
     num_samples: Counts
+
+    def as_updates(
+        self, before: Vector, round_index: int, asked: Collection[ClientId]
+    ) -> Updates:
+        """Return the vectors as models; who has no example has no say.
+
+        Args:
+            before: The model they started from, shape ``(P,)``.
+            round_index: Their round.
+            asked: Who was asked.
+
+        Raises:
+            EmptyRoundError: If nobody has an example.
+        """
+        rows = np.flatnonzero(self.num_examples)
+        if not rows.size:
+            raise EmptyRoundError(f"nobody asked in round {round_index} has an example")
+        return Updates(
+            clients=tuple(self.clients[row] for row in rows),
+            before=before,
+            after=self.values[rows],
+            num_examples=self.num_examples[rows],
+            num_steps=self.num_steps[rows],
+            num_samples=self.num_samples[rows],
+            round_index=round_index,
+            asked=tuple(sorted(asked)),
+        )
 
 
 def installed(module: str) -> bool:

@@ -34,7 +34,6 @@ import numpy as np
 from fedunlearn.local import LocalProblem
 from fedunlearn.method import About, Requires, UnlearningContext
 from fedunlearn.params import Vector
-from strategies.results import as_updates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,5 +133,5 @@ class RapidRetrain:
         for t in range(1, last + 1):
             ids = ctx.cohort(t)
             found = ctx.clients.run(training, w, ids, round_index=t)
-            w = server.step(as_updates(found, w, t, ids))
+            w = server.step(found.as_updates(w, t, ids))
         return w

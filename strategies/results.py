@@ -1,17 +1,15 @@
 """Reads what clients' own procedures returned; a bad reply is set aside."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from flwr.app import Message
 
 from fedunlearn.client import NUM_EXAMPLES, NUM_SAMPLES, NUM_STEPS, RESULT
-from fedunlearn.errors import EmptyRoundError
 from fedunlearn.history import ClientId, SetAside
 from fedunlearn.local import Results
 from fedunlearn.params import Vector
-from fedunlearn.updates import Updates
 from strategies.replies import readable, whole_number
 
 _COUNTS = (NUM_EXAMPLES, NUM_STEPS, NUM_SAMPLES)
@@ -56,35 +54,6 @@ def read_results(
         num_samples=counts[:, 2],
     )
     return results, aside
-
-
-def as_updates(
-    found: Results, before: Vector, round_index: int, asked: Collection[ClientId]
-) -> Updates:
-    """Return models that a procedure made as updates; who has no example has no say.
-
-    Args:
-        found: The clients' models.
-        before: The model they started from, shape ``(P,)``.
-        round_index: Their round.
-        asked: Who was asked.
-
-    Raises:
-        EmptyRoundError: If nobody has an example.
-    """
-    rows = np.flatnonzero(found.num_examples)
-    if not rows.size:
-        raise EmptyRoundError(f"nobody asked in round {round_index} has an example")
-    return Updates(
-        clients=tuple(found.clients[row] for row in rows),
-        before=before,
-        after=found.values[rows],
-        num_examples=found.num_examples[rows],
-        num_steps=found.num_steps[rows],
-        num_samples=found.num_samples[rows],
-        round_index=round_index,
-        asked=tuple(sorted(asked)),
-    )
 
 
 def _read(message: Message) -> tuple[Vector, list[int]] | str:

@@ -491,10 +491,19 @@ def wait_for_end(process, seconds=20):
     os.close(handle)
 
 
+HEARS_CTRL_C = [
+    sys.executable,
+    "-c",
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+    "os.execv(sys.argv[1], sys.argv[1:])",
+]
+"""What a shell starts in the background ignores Ctrl-C, and so does all below it."""
+
+
 def interrupt(tiny, *overrides, **environment):
     """Press Ctrl-C on a run once its first training is done; return how it ended."""
     process = subprocess.Popen(
-        [PROGRAM, "run", str(tiny), *overrides, "--out", "out"],
+        [*HEARS_CTRL_C, PROGRAM, "run", str(tiny), *overrides, "--out", "out"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

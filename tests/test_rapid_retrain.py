@@ -30,7 +30,6 @@ from fedunlearn.training import LocalWork, Training
 from fedunlearn.updates import MeanServer
 from strategies import Retrain
 from strategies.rapid_retrain import FisherTraining, RapidRetrain
-from strategies.results import as_updates
 
 PAPER = RapidRetrain(lr=1e-3, power=1.0, damping=0.0)
 PLAIN = RapidRetrain(lr=0.3, beta1=0.0, power=0.0)
@@ -221,7 +220,7 @@ def test_a_round_names_who_was_asked():
         num_steps=np.array([0, 1]),
         num_samples=np.array([0, 5]),
     )
-    updates = as_updates(found, np.zeros(3, np.float32), 7, [3, 0, 2])
+    updates = found.as_updates(np.zeros(3, np.float32), 7, [3, 0, 2])
     assert (updates.clients, updates.asked, updates.round_index) == ((2,), (0, 2, 3), 7)
     assert updates.num_samples.tolist() == [5]
 
