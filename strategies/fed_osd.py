@@ -109,9 +109,9 @@ class FedOsd:
     ) -> Vector:
         w, lr, leavers, ids = model.copy(), self.lr, leavers_of(ctx), contributors(ctx)
         for index in rounds:
-            g_u = mean_of(leavers.run(Slope(unlearn=True), w, ids, round_index=index))
-            cohort = ctx.schedule.cohort(index, ctx.clients.ids)
-            g = ctx.clients.run(Slope(), w, cohort, round_index=index).values
+            own = leavers.run(Slope(unlearn=True), w, ids, round_index=index)
+            g_u = mean_of(own, np.zeros_like(w), ctx.schedule.shards)
+            g = ctx.clients.run(Slope(), w, ctx.cohort(index), round_index=index).values
             if lr is None and (size := norm(g_u)):
                 lr = self.reach * norm(model) / self.unlearn_rounds / size
             w -= np.float32(lr or 0) * steepest(g_u, g)

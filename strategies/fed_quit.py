@@ -88,7 +88,8 @@ class FedQuit:
         """Return the model after distillation and recovery."""
         w, index = model.copy(), ctx.schedule.rounds + 1
         if ids := contributors(ctx):
-            w = mean_of(leavers_of(ctx).run(self, w, ids, round_index=index))
+            found = leavers_of(ctx).run(self, w, ids, round_index=index)
+            w = mean_of(found, w, ctx.schedule.shards)
         return recovered(w, ctx, self.recovery_rounds)
 
     def run(self, start: Vector, problem: LocalProblem) -> Vector:

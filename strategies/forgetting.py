@@ -8,8 +8,10 @@ from fedunlearn.errors import RequirementError
 from fedunlearn.history import ClientId
 from fedunlearn.local import LocalProblem, LogitGradient, Results, Rows
 from fedunlearn.method import Clients, UnlearningContext
-from fedunlearn.params import Vector, norm, weighted_mean
+from fedunlearn.params import Vector, norm
+from fedunlearn.shards import mean_within
 from fedunlearn.training import Training
+from fedunlearn.updates import Updates
 
 LossOf = Callable[[Rows], LogitGradient]
 """Given the rows of a batch, the loss to descend on it."""
@@ -36,15 +38,26 @@ def contributors(ctx: UnlearningContext) -> tuple[ClientId, ...]:
     return tuple(c for c in ids if not history.rounds or history.rounds_of(c))
 
 
-def mean_of(results: Results) -> Vector:
-    """Return the mean of the clients' vectors, weighted by examples, shape ``(Q,)``.
+def mean_of(found: Results, rest: Vector, shards: int) -> Vector:
+    """Return the mean of the leavers' vectors, weighted by examples, shape ``(P,)``.
 
     If none of them has an example they count alike.
+
+    Args:
+        found: What the leavers returned, shape ``(K, P)``.
+        rest: What stands in blocks of shards that none of them is in, shape ``(P,)``.
+        shards: Of the model; each block is the mean of the leavers in its shard.
     """
-    weights = results.num_examples.tolist()
-    return weighted_mean(
-        results.values, weights if any(weights) else [1] * len(weights)
+    sizes = found.num_examples if found.num_examples.any() else found.num_examples + 1
+    updates = Updates(
+        clients=found.clients,
+        before=rest,
+        after=found.values,
+        num_examples=sizes,
+        num_steps=found.num_steps,
+        num_samples=found.num_samples,
     )
+    return mean_within(shards).step(updates)
 
 
 def pace(training: Training) -> float:

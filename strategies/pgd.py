@@ -86,14 +86,13 @@ class Pgd:
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         check_settings(self)
-        for name in ("lr", "clip", "epochs", "radius", "stop_loss", "stop_distance"):
+        names = "lr clip epochs batch_size radius stop_loss stop_distance"
+        for name in names.split():
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
     @property
     def requires(self) -> Requires:
@@ -115,8 +114,9 @@ class Pgd:
         spread = distance_to_random(w, ctx.initial_model, ctx.layout)
         radius = self.radius or max(spread / 3, 1e-30)  # a ball is never empty
         if ids := contributors(ctx):
-            ascent, index = replace(self, radius=radius), ctx.schedule.rounds + 1
-            w = mean_of(leavers_of(ctx).run(ascent, w, ids, round_index=index))
+            t, ascent = ctx.schedule.rounds + 1, replace(self, radius=radius)
+            found = leavers_of(ctx).run(ascent, w, ids, round_index=t)
+            w = mean_of(found, w, ctx.schedule.shards)
         return recovered(w, ctx, self.recovery_rounds)
 
     def run(self, start: Vector, problem: LocalProblem) -> Vector:

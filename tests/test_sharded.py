@@ -19,7 +19,7 @@ from fedunlearn.testing.bench import five_clients
 from fedunlearn.training import LocalWork
 from fedunlearn.updates import MeanServer, Updates
 from simulations import compare, load_scenario
-from strategies import FisherReset, LabelMask, NoT, OutputFilter
+from strategies import FedQuit, FisherReset, LabelMask, NoT, OutputFilter, Pgd
 from strategies.rapid_retrain import FisherTraining
 from strategies.retrain import Retrain
 from strategies.sharded import Sharded
@@ -106,6 +106,28 @@ def test_rapid_retraining_trains_a_block_as_it_would_a_model():
     expected = FisherTraining(**settings).run(block, alone)
     assert found.reshape(2, -1)[1] == pytest.approx(expected, abs=1e-6)
     assert found.reshape(2, -1)[0].tobytes() == model.reshape(2, -1)[0].tobytes()
+
+
+def test_leavers_of_two_shards_move_each_its_own_block():
+    spec = Ensemble(member=Mlp(hidden=(4,)), shards=2)
+    task, model, history = torch_federation(spec, (6,), 3, sizes=(20, 30, 10, 20))
+    methods = (
+        Pgd(reference="model", recovery_rounds=0, stop_distance=1e9),
+        FedQuit(recovery_rounds=0),
+    )
+    for method in methods:
+        found = {}
+        for gone in ({0}, {1}, {0, 1}):
+            ctx = client_context(task, history, gone)
+            ctx = replace(ctx, schedule=replace(ctx.schedule, shards=2))
+            moved = method.unlearn(model, ctx).reshape(2, -1)
+            found[tuple(gone)] = moved
+        first, second, both = found.values()
+        blocks = model.reshape(2, -1)
+        assert first[1].tobytes() == blocks[1].tobytes()
+        assert second[0].tobytes() == blocks[0].tobytes()
+        assert both[0].tobytes() == first[0].tobytes() != blocks[0].tobytes()
+        assert both[1].tobytes() == second[1].tobytes() != blocks[1].tobytes()
 
 
 # --- the algebra
