@@ -39,7 +39,8 @@ imports: $(INSTALLED)
 	$(BIN)/lint-imports
 
 pytest: $(INSTALLED)
-	$(BIN)/python -m pytest --quiet --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest --quiet --numprocesses auto --maxprocesses 4 \
+	  --dist worksteal
 
 format: $(INSTALLED)  ## Rewrite the sources in the project's format
 	$(BIN)/ruff format --quiet .
