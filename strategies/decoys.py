@@ -127,11 +127,12 @@ class OutputFilter:
 
     def unlearn(self, model: Vector, ctx: UnlearningContext) -> Vector:
         """Return ``model`` with another last layer."""
-        filtered, homes = model.copy(), defaultdict[int, list[ClientId]](list)
+        filtered, layers = model.copy(), _last_layers(ctx)
+        homes = defaultdict[int, list[ClientId]](list)
         for client in leavers_of(ctx).ids:
             homes[shard_of(client, ctx.schedule.shards)].append(client)
         for shard, ids in homes.items():
-            last = _last_layers(ctx)[shard].whole
+            last = layers[shard].whole
             blur = Blur(begin=last.start, end=last.stop, epochs=self.epochs)
             found = at_leavers(blur, model, ctx, ids)
             n = found.num_examples.astype(np.float64)

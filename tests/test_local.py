@@ -159,6 +159,16 @@ def test_a_result_may_have_any_length_but_one_for_all():
     assert set(lengths) == {odd.values.shape[1]}
 
 
+def test_no_example_is_no_gradient():
+    task = small_task()
+    model, none = task.initial_model(1), np.array([], np.int64)
+    for problem in (problem_of(task), QuadraticProblem(model + 1, 5, task.training)):
+        found = [problem.gradient(model, none), *problem.gradient_moments(model, none)]
+        assert not np.any(found)
+        assert np.shape(found) == (3, len(model))
+        assert (problem.num_steps, problem.num_samples) == (0, 0)
+
+
 def test_a_gradient_is_autograd_s():
     task = small_task()
     model, problem = task.initial_model(1), problem_of(task)
