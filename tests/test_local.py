@@ -90,6 +90,8 @@ def test_a_procedure_travels_as_its_name_and_fields():
         ({"procedure": "fedunlearn.data.fetch:subprocess.run"}, "is no procedure"),
         ({"procedure": "fedunlearn.data.fetch:subprocess.Popen"}, "is no procedure"),
         ({"procedure": "strategies.recovery:UnlearningContext"}, "is no procedure"),
+        ({"procedure": "strategies.decoys:Blur"}, "is no procedure"),
+        ({"procedure": "fedunlearn.local:LocalProcedure"}, "is no procedure"),
     ],
 )
 def test_a_client_runs_only_what_is_installed_there(config, why):

@@ -350,6 +350,17 @@ class ForgetsOneOnly(Broken):
         return model.copy()
 
 
+class NamesNoRound(Broken):
+    def unlearn(self, model, ctx):
+        updates = ctx.clients.train(model, ctx.clients.ids, round_index=6)
+        return ctx.new_server().step(replace(updates, round_index=None))
+
+
+class StepsTwiceInARound(Broken):
+    def unlearn(self, model, ctx):
+        return continue_training(model, ctx, [6, 6])
+
+
 @pytest.mark.parametrize(
     ("method", "law"),
     [
@@ -370,6 +381,8 @@ class ForgetsOneOnly(Broken):
         (CountsRoundsByPosition(), "accepts_a_round_nobody_attended"),
         (NeedsSomebodyInEveryRound(), "accepts_a_round_left_empty"),
         (ForgetsOneOnly(), "accepts_several_leavers"),
+        (NamesNoRound(), "leaves_a_history_without_the_leaver"),
+        (StepsTwiceInARound(), "leaves_a_history_without_the_leaver"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedunlearn.client import client_app
 from fedunlearn.cost import run_unlearning
 from fedunlearn.errors import ConfigError, RequirementError
 from fedunlearn.models import Mlp, Softmax
@@ -19,12 +20,15 @@ from fedunlearn.testing.bench import five_clients
 from fedunlearn.training import LocalWork
 from fedunlearn.updates import MeanServer, Updates
 from simulations import compare, load_scenario
+from simulations.engine import SimulationGrid
 from strategies import FedQuit, FisherReset, LabelMask, NoT, OutputFilter, Pgd
+from strategies.fed_osd import Slope
 from strategies.rapid_retrain import FisherTraining
 from strategies.retrain import Retrain
 from strategies.sharded import Sharded
 from tests.flower_helpers import small_task
 from tests.perturb_helpers import client_context, torch_federation
+from tests.test_local import clients_of
 
 SHARDED = ["clients=8", "shards=4", "methods=[sharded,rollback,fine_tune,nothing]"]
 
@@ -57,6 +61,17 @@ def test_a_client_s_gradient_is_that_of_the_block_it_trains():
         assert mean.shape == model.shape
         assert squares.reshape(2, -1)[own].any()
         assert not squares.reshape(2, -1)[1 - own].any()
+
+
+def test_a_client_app_gives_a_procedure_its_own_block():
+    spec = Ensemble(member=Softmax(), shards=2)
+    task = replace(small_task(), model=spec)
+    with SimulationGrid(client_app(task), num_clients=len(task.clients)) as grid:
+        found = clients_of(grid, task).run(
+            Slope(), task.initial_model(0), [0, 1], round_index=1
+        )
+    blocks = found.values.reshape(2, 2, -1).any(axis=2)
+    assert blocks.tolist() == [[True, False], [False, True]]
 
 
 def in_shards():
