@@ -60,6 +60,24 @@ def five_clients(
     return quadratic_federation(clients, attendance=attendance, new_server=rule)
 
 
+def trained_for(
+    method: UnlearningMethod,
+    *,
+    clients_per_round: int | None = None,
+    attendance: Mapping[ClientId, Collection[int]] | None = None,
+    noise: float = 0.1,
+    order: tuple[int, ...] = (0, 1, 2, 3, 4),
+) -> tuple[Vector, ContextFactory]:
+    """Return the five clients, in two shards for a method that needs shards."""
+    return five_clients(
+        clients_per_round=clients_per_round,
+        attendance=attendance,
+        noise=noise,
+        order=order,
+        shards=2 if method.requires.shards else 1,
+    )
+
+
 @dataclass(slots=True)
 class CountingServer:
     """Counts the steps of a server rule.

@@ -5,7 +5,6 @@ with the law's name. :func:`check_method` runs them all. They use small federati
 closed form, so a method needs no torch and no Flower to be checked.
 """
 
-from collections.abc import Collection, Mapping
 from dataclasses import replace
 from math import ceil
 from typing import get_args
@@ -14,9 +13,9 @@ import numpy as np
 
 from fedunlearn.cost import run_unlearning
 from fedunlearn.errors import FedUnlearnError, LeaverContactError
-from fedunlearn.history import ClientId, records
+from fedunlearn.history import records
 from fedunlearn.method import Level, UnlearningMethod, unmet_requirements
-from fedunlearn.params import Vector, norm
+from fedunlearn.params import norm
 from fedunlearn.rewrite import RewrittenHistory, Steps
 from fedunlearn.testing.bench import (
     LEAVER,
@@ -24,13 +23,12 @@ from fedunlearn.testing.bench import (
     CountingServer,
     Law,
     fingerprint,
-    five_clients,
     require,
     require_like,
     require_model,
+    trained_for,
     watched,
 )
-from fedunlearn.testing.federation import ContextFactory
 from fedunlearn.updates import Server
 
 _CLOSE = 1e-4
@@ -56,20 +54,20 @@ def check_method(method: UnlearningMethod) -> None:
 
 def keeps_shape_and_dtype(method: UnlearningMethod) -> None:
     """The result is a finite float32 vector of the model's shape."""
-    require_model(keeps_shape_and_dtype, method, _trained_for(method))
+    require_model(keeps_shape_and_dtype, method, trained_for(method))
 
 
 def accepts_partial_participation(method: UnlearningMethod) -> None:
     """Three of five clients a round are enough."""
     require_model(
-        accepts_partial_participation, method, _trained_for(method, clients_per_round=3)
+        accepts_partial_participation, method, trained_for(method, clients_per_round=3)
     )
 
 
 def accepts_a_client_of_a_single_round(method: UnlearningMethod) -> None:
     """A client that stays may have taken part once, and so may the leaver."""
     for client in (0, LEAVER):
-        trained = _trained_for(method, attendance={client: (3,)})
+        trained = trained_for(method, attendance={client: (3,)})
         require_model(accepts_a_client_of_a_single_round, method, trained)
 
 
@@ -78,7 +76,7 @@ def accepts_a_round_left_empty(method: UnlearningMethod) -> None:
     for empty in (1, 3):
         others = tuple(i for i in range(1, 6) if i != empty)
         attendance = {c: others for c in range(len(SIZES)) if c != LEAVER}
-        trained = _trained_for(method, attendance=attendance)
+        trained = trained_for(method, attendance=attendance)
         require_model(accepts_a_round_left_empty, method, trained)
 
 
@@ -88,19 +86,19 @@ def accepts_a_round_nobody_attended(method: UnlearningMethod) -> None:
     require_model(
         accepts_a_round_nobody_attended,
         method,
-        _trained_for(method, attendance=attendance),
+        trained_for(method, attendance=attendance),
     )
 
 
 def accepts_several_leavers(method: UnlearningMethod) -> None:
     """More than one client may leave at once."""
-    model, context = _trained_for(method, clients_per_round=3)
+    model, context = trained_for(method, clients_per_round=3)
     require_like(accepts_several_leavers, method.unlearn(model, context((1, 2))), model)
 
 
 def leaves_its_arguments_alone(method: UnlearningMethod) -> None:
     """Neither the model nor one byte of the history changes."""
-    model, context = _trained_for(method, clients_per_round=3)
+    model, context = trained_for(method, clients_per_round=3)
     ctx = context((LEAVER,))
     before = (model.tobytes(), fingerprint(ctx))
     method.unlearn(model, ctx)
@@ -113,7 +111,7 @@ def leaves_its_arguments_alone(method: UnlearningMethod) -> None:
 
 def returns_memory_of_its_own(method: UnlearningMethod) -> None:
     """The result shares no memory with the model or the history."""
-    model, context = _trained_for(method)
+    model, context = trained_for(method)
     ctx = context((LEAVER,))
     result = method.unlearn(model, ctx)
     recorded = [a for r in records(ctx.history) for a in (r.broadcast, r.updates)]
@@ -126,7 +124,7 @@ def returns_memory_of_its_own(method: UnlearningMethod) -> None:
 
 def repeats_itself(method: UnlearningMethod) -> None:
     """The same context gives the same bits."""
-    model, context = _trained_for(method, clients_per_round=3)
+    model, context = trained_for(method, clients_per_round=3)
     first, second = (method.unlearn(model, context((LEAVER,))) for _ in range(2))
     require(
         first.tobytes() == second.tobytes(),
@@ -137,7 +135,7 @@ def repeats_itself(method: UnlearningMethod) -> None:
 
 def never_trains_a_leaver(method: UnlearningMethod) -> None:
     """Nobody who left is asked, and whoever is asked is asked at least something."""
-    model, context = _trained_for(method, clients_per_round=3)
+    model, context = trained_for(method, clients_per_round=3)
     for leavers in ((LEAVER,), (0, LEAVER, 4)):
         ctx, clients, _ = watched(context, leavers)
         method.unlearn(model, ctx)
@@ -152,7 +150,7 @@ def never_trains_a_leaver(method: UnlearningMethod) -> None:
 
 def costs_what_the_clients_counted(method: UnlearningMethod) -> None:
     """The meter agrees with a count kept by the clients themselves."""
-    model, context = _trained_for(method, clients_per_round=3)
+    model, context = trained_for(method, clients_per_round=3)
     ctx, clients, leavers = watched(context, (LEAVER,))
     cost = run_unlearning(method, model, ctx).cost
     calls = [*clients.calls, *leavers.calls]
@@ -178,7 +176,7 @@ def costs_what_the_clients_counted(method: UnlearningMethod) -> None:
 
 def asks_for_clients_if_it_says_so(method: UnlearningMethod) -> None:
     """A method that requires no clients, or no leaver, asks none."""
-    model, context = _trained_for(method)
+    model, context = trained_for(method)
     ctx, clients, leavers = watched(context, (LEAVER,))
     method.unlearn(model, ctx)
     require(
@@ -196,8 +194,8 @@ def asks_for_clients_if_it_says_so(method: UnlearningMethod) -> None:
 def does_not_care_for_names(method: UnlearningMethod) -> None:
     """Relabelling the clients of a full federation changes rounding only."""
     order = (2, 3, 4, 1, 0)  # everybody stays in a shard of two
-    model, context = _trained_for(method, noise=0.0)
-    renamed, renamed_context = _trained_for(method, noise=0.0, order=order)
+    model, context = trained_for(method, noise=0.0)
+    renamed, renamed_context = trained_for(method, noise=0.0, order=order)
     one = method.unlearn(model, context((LEAVER,)))
     other = method.unlearn(renamed, renamed_context((order.index(LEAVER),)))
     require(
@@ -213,7 +211,7 @@ def keeps_a_model_the_leaver_never_touched(method: UnlearningMethod) -> None:
     Not in ``LAWS``: methods that train on do not promise it.
     """
     for size in (None, 3):
-        trained = _trained_for(method, clients_per_round=size, attendance={LEAVER: ()})
+        trained = trained_for(method, clients_per_round=size, attendance={LEAVER: ()})
         model, context = trained
         result = method.unlearn(model, context((LEAVER,)))
         require(
@@ -225,7 +223,7 @@ def keeps_a_model_the_leaver_never_touched(method: UnlearningMethod) -> None:
 
 def serves_the_levels_it_names(method: UnlearningMethod) -> None:
     """What it says it can forget it forgets; what it does not say is refused."""
-    model, context = _trained_for(method, clients_per_round=3)
+    model, context = trained_for(method, clients_per_round=3)
     for level in get_args(Level):
         ctx = context((LEAVER, 3), level=level)
         if level not in method.requires.levels:
@@ -245,7 +243,7 @@ def leaves_a_history_without_the_leaver(method: UnlearningMethod) -> None:
     What the method trained again replaces what was recorded from there on. Steps of a
     model on the side name none.
     """
-    model, context = _trained_for(method, clients_per_round=3)
+    model, context = trained_for(method, clients_per_round=3)
     ctx, steps = context((LEAVER,)), Steps()
     made = list[CountingServer]()
 
@@ -271,24 +269,6 @@ def leaves_a_history_without_the_leaver(method: UnlearningMethod) -> None:
     )
     found = [r for r in records(rewritten) if LEAVER in r.clients]
     require(not found, leaves_a_history_without_the_leaver, "the leaver is still there")
-
-
-def _trained_for(
-    method: UnlearningMethod,
-    *,
-    clients_per_round: int | None = None,
-    attendance: Mapping[ClientId, Collection[int]] | None = None,
-    noise: float = 0.1,
-    order: tuple[int, ...] = (0, 1, 2, 3, 4),
-) -> tuple[Vector, ContextFactory]:
-    """Return the five clients, in two shards for a method that needs shards."""
-    return five_clients(
-        clients_per_round=clients_per_round,
-        attendance=attendance,
-        noise=noise,
-        order=order,
-        shards=2 if method.requires.shards else 1,
-    )
 
 
 LAWS: tuple[Law, ...] = (
