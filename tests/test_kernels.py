@@ -17,6 +17,7 @@ from simulations.engine.kernels import KERNELS, choose, find_device, make_kernel
 from simulations.engine.kernels.batched import Net
 from simulations.engine.kernels.fused import Model
 from simulations.engine.kernels.layers import stack_of
+from simulations.engine.kernels.patches import Memory
 from simulations.engine.kernels.sgd import Descent
 from tests.engine_helpers import (
     CONVS,
@@ -172,6 +173,19 @@ def batches64(task, seed, count=4):
         yield x, torch.randint(task.num_classes, (n,), generator=generator)
 
 
+def fused_losses(task, descent, batches):
+    """The losses of the fused kernel's steps, whose weights the descent moves."""
+    stack, (weights,) = stack_of(task.module(), task.layout), descent.weights
+    memories = [Memory(layer, weights) for layer in stack.convs]
+    layers = Model.of(stack, memories, descent)
+    eye = torch.eye(task.num_classes, dtype=torch.float64)
+    scores = [layers.step(x, eye[:, y]) for x, y in batches]
+    pairs = zip(scores, batches, strict=True)
+    return torch.stack(
+        [functional.cross_entropy(found.t(), y) for found, (_, y) in pairs]
+    )
+
+
 @pytest.mark.parametrize("model", SERVES["fused"])
 @pytest.mark.parametrize("name", ["plain", "decay and proximal", "all"])
 def test_fused_layers_are_autograds_in_float64(model, name):
@@ -181,10 +195,7 @@ def test_fused_layers_are_autograds_in_float64(model, name):
     batches = list(batches64(task, 1))
     wanted, expected = autograd(task, start, batches, training, mu)
     weights = start.clone()
-    stack = stack_of(task.module(), task.layout)
-    layers = Model.of(stack, Descent.of((weights,), training, mu))
-    eye = torch.eye(task.num_classes, dtype=torch.float64)
-    losses = torch.stack([layers.step(x, eye[y]) for x, y in batches])
+    losses = fused_losses(task, Descent.of((weights,), training, mu), batches)
     moved = float((wanted - start).norm())
     assert moved > 0.01
     assert float((weights - wanted).norm()) <= 1e-10 * moved
@@ -253,11 +264,7 @@ def test_a_tie_of_maxima_in_float64():
     batches = [(x, torch.tensor([0, 1, 2]))] * 3
     wanted, _ = autograd(task, start, batches, Training(lr=0.1), 0.0)
     weights = start.clone()
-    stack = stack_of(task.module(), task.layout)
-    layers = Model.of(stack, Descent.of((weights,), Training(lr=0.1), 0.0))
-    eye = torch.eye(task.num_classes, dtype=torch.float64)
-    for given, y in batches:
-        layers.step(given, eye[y])
+    fused_losses(task, Descent.of((weights,), Training(lr=0.1), 0.0), batches)
     assert float((weights - wanted).norm()) <= 1e-10 * float((wanted - start).norm())
 
 

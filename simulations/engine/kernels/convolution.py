@@ -1,145 +1,122 @@
 """Convolutions as matrix products, with the examples of a batch innermost.
 
-Activations have the shape ``(channels, height, width, N)``. So the windows of an image
-are copied in runs of N numbers, and pooling is a maximum of four strided views; torch's
-own convolutions and poolings of small images took twice as long.
+Activations have the shape ``(channels, height, width, N)``, so patches of an image are
+copied in runs of N numbers. Where 2x2 max pooling follows, one patch serves the four
+sums of a pooling window: it is a row and a column larger than the filter, which stands
+in it at four places, and pooling is a maximum of four blocks. That copies a third of
+the numbers and multiplies larger matrices; torch's own convolutions and poolings of
+small images take twice as long.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
 
 from simulations.engine.kernels.layers import Conv
+from simulations.engine.kernels.linear import relu_slope
+from simulations.engine.kernels.patches import Fold, Memory, Views
 from simulations.engine.kernels.sgd import Descent
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """What a forward pass leaves for the backward pass.
-
-    Attributes:
-        windows: All windows, shape ``(inputs * kernel * kernel, oh * ow * N)``.
-        sums: Before pooling and ReLU, shape ``(outputs, oh, ow, N)``.
-        out: What is passed on.
-        padded: Shape of the padded input.
-    """
-
-    windows: torch.Tensor
-    sums: torch.Tensor
-    out: torch.Tensor
-    padded: torch.Size
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, kw_only=True)
 class ConvLayer:
-    """One convolution's weights, and what their gradients are added to.
+    """One convolution's weights, and the step it is in.
 
     Attributes:
         layer: Its shape.
-        weight: Shape ``(outputs, inputs * kernel * kernel)``.
-        bias: Shape ``(outputs, 1)``.
-        to_weight: As ``weight``.
-        to_bias: As ``bias``.
+        memory: What it computes in.
+        weight: Shape ``(outputs, inputs, kernel, kernel)``.
+        bias: Shape ``(outputs, 1, 1, 1)``.
+        to_weight: What its gradient is added to, as ``weight``.
+        to_bias: The same, shape ``(outputs,)``.
+        views: The memory for the batch given last.
+        slope: The loss's slope at the output before ReLU.
     """
 
     layer: Conv
+    memory: Memory
     weight: torch.Tensor
     bias: torch.Tensor
     to_weight: torch.Tensor
     to_bias: torch.Tensor
+    views: Views = field(init=False)
+    slope: torch.Tensor = field(init=False)
 
     @classmethod
-    def of(cls, layer: Conv, descent: Descent) -> Self:
-        """Return a layer's stretches of the flat tensors."""
+    def of(cls, layer: Conv, memory: Memory, descent: Descent) -> Self:
+        """Return a layer on its stretches of the flat tensors."""
         (weights,), (targets,) = descent.weights, descent.targets
+        shape = (layer.outputs, layer.inputs, layer.kernel, layer.kernel)
         return cls(
-            layer,
-            weights[layer.weight].view(layer.outputs, -1),
-            weights[layer.bias, None],
-            targets[layer.weight].view(layer.outputs, -1),
-            targets[layer.bias, None],
+            layer=layer,
+            memory=memory,
+            weight=weights[layer.weight].view(shape),
+            bias=weights[layer.bias].view(-1, 1, 1, 1),
+            to_weight=targets[layer.weight].view(shape),
+            to_bias=targets[layer.bias],
         )
 
-    def forward(self, x: torch.Tensor) -> Pass:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what becomes of ``x``, shape ``(inputs, height, width, N)``."""
-        layer = self.layer
-        padded = _padded(x, layer.padding)
-        taps = _taps(padded, layer.kernel)
-        outputs = (layer.outputs, *taps.shape[3:])
-        windows = taps.reshape(self.weight.shape[1], -1)
-        sums = torch.addmm(self.bias, self.weight, windows).view(outputs)
-        out = _largest(sums) if layer.pool else sums
-        if layer.relu:
-            out = out.relu()
-        return Pass(windows, sums, out, padded.shape)
+        self.views = views = self.memory.views(x.shape)
+        views.padded.zero_()
+        views.inner.copy_(x)
+        views.patches.copy_(views.windows)
+        for place in self.memory.weight.places:
+            place.copy_(self.weight)
+        torch.mm(self.memory.weight.rows, views.patch_rows, out=views.sum_rows)
+        if self.layer.pool:
+            torch.maximum(*views.sum_sides, out=views.pairs)
+            torch.maximum(*views.pairs, out=views.out)
+        out = views.out.add_(self.bias)
+        return out.relu_() if self.layer.relu else out
 
-    def backward(self, kept: Pass, slope: torch.Tensor) -> torch.Tensor:
-        """Return the loss's slope at the sums, given that at the output."""
+    def backward(self, slope: torch.Tensor) -> None:
+        """Take the loss's slope at the output, as memory to write in."""
+        views, self.slope = self.views, slope.view(self.views.out.shape)
         if self.layer.relu:
-            slope = torch.ops.aten.threshold_backward(slope, kept.out, 0)
-        return _to_largest(slope, kept) if self.layer.pool else slope
+            relu_slope(self.slope, views.out, 0, grad_input=self.slope)
+        if self.layer.pool:
+            left, right = views.slope_sides
+            _split(self.slope, *views.pairs, *right)
+            _split(right, *views.sum_sides, left, right)
+        else:
+            views.slopes[0] = self.slope
 
-    def below(self, kept: Pass, slope: torch.Tensor) -> torch.Tensor:
-        """Return the loss's slope at the input, given that at the sums."""
-        size, p = self.layer.kernel, self.layer.padding
-        taps = (self.weight.t() @ slope.flatten(1)).view(
-            -1, size, size, *slope.shape[1:]
-        )
-        channels, _, wide, examples = kept.padded
-        # First the windows' columns, then their rows: ten sums instead of 25.
-        rows = slope.new_zeros(channels, size, slope.shape[1], wide, examples)
-        for j in range(size):
-            rows[:, :, :, j : j + slope.shape[2]] += taps[:, :, j]
-        total = slope.new_zeros(kept.padded)
-        for i in range(size):
-            total[:, i : i + slope.shape[1]] += rows[:, i]
-        inner = slice(p, -p) if p else slice(None)
-        return total[:, inner, inner]
+    def below(self) -> torch.Tensor:
+        """Return the loss's slope at the input, in its shape."""
+        views, filters = self.views, self.memory.weight.rows
+        torch.mm(filters.t(), views.slope_rows, out=views.tap_rows)
+        _fold(views.columns)
+        _fold(views.rows)
+        return views.below
 
-    def add_gradients(self, kept: Pass, slope: torch.Tensor, alpha: float) -> None:
-        """Add ``alpha`` times the gradients, given the slope at the sums."""
-        flat = slope.flatten(1)
-        self.to_weight.addmm_(flat, kept.windows.t(), alpha=alpha)
-        self.to_bias.add_(flat.sum(1, keepdim=True), alpha=alpha)
+    def descend(self, alpha: float, ones: torch.Tensor) -> None:
+        """Add ``alpha`` times the gradients; ``ones`` has the shape ``(N,)``."""
+        views, gradient = self.views, self.memory.gradient
+        torch.mm(views.slope_rows, views.patch_rows.t(), out=gradient.rows)
+        for place in gradient.places:
+            self.to_weight.add_(place, alpha=alpha)
+        self.to_bias.addmv_(self.slope.sum((1, 2)), ones, alpha=alpha)
 
 
-def _padded(x: torch.Tensor, padding: int) -> torch.Tensor:
-    if not padding:
-        return x.contiguous()
-    channels, height, width, examples = x.shape
-    out = x.new_zeros(channels, height + 2 * padding, width + 2 * padding, examples)
-    out[:, padding:-padding, padding:-padding] = x
-    return out
+def _split(
+    slope: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    to_first: torch.Tensor,
+    to_second: torch.Tensor,
+) -> None:
+    """Give a slope to the larger one, or the first; ``to_second`` may be ``slope``."""
+    torch.ge(first, second, out=to_first)
+    to_first.mul_(slope)
+    torch.sub(slope, to_first, out=to_second)
 
 
-def _taps(x: torch.Tensor, kernel: int) -> torch.Tensor:
-    """Return a view of shape ``(channels, kernel, kernel, oh, ow, N)``."""
-    channels, height, width, examples = x.shape
-    out = (height - kernel + 1, width - kernel + 1)
-    a, b, c, d = x.stride()
-    shape = (channels, kernel, kernel, *out, examples)
-    return x.as_strided(shape, (a, b, c, b, c, d))
-
-
-def _corners(x: torch.Tensor) -> list[torch.Tensor]:
-    """Return the four members of every 2x2 window; an odd last row or column is out."""
-    high, wide = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    return [x[:, i:high:2, j:wide:2] for i in (0, 1) for j in (0, 1)]
-
-
-def _largest(x: torch.Tensor) -> torch.Tensor:
-    a, b, c, d = _corners(x)
-    return torch.maximum(torch.maximum(a, b), torch.maximum(c, d))
-
-
-def _to_largest(slope: torch.Tensor, kept: Pass) -> torch.Tensor:
-    """Give each window's slope to its first largest member, as torch does."""
-    out = torch.zeros_like(kept.sums)
-    rest, hit = slope.clone(), torch.empty_like(slope)
-    for member, to in zip(_corners(kept.sums), _corners(out), strict=True):
-        # Where ReLU cut a window nothing is hit, and there is no slope to give.
-        torch.eq(member, kept.out, out=hit)
-        torch.mul(rest, hit, out=to)
-        rest -= to
-    return out
+def _fold(fold: Fold) -> None:
+    """Add up what overlaps."""
+    total, parts = fold
+    total.zero_()
+    for place, part in parts:
+        place.add_(part)

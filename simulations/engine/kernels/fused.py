@@ -4,21 +4,23 @@ One client's weights, a few hundred kilobytes, stay in the processor's cache for
 steps. Stacking such clients does not pay: their weights would stream from memory.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedunlearn.cohort import Cohort
+from fedunlearn.cohort import Batches, Cohort
+from fedunlearn.data import ClientData
 from fedunlearn.models.state import tensor_view
 from fedunlearn.params import Matrix
 from fedunlearn.training import Training
 from simulations.engine.kernels.convolution import ConvLayer
 from simulations.engine.kernels.layers import Stack
 from simulations.engine.kernels.linear import LinearLayer
+from simulations.engine.kernels.patches import Memory
 from simulations.engine.kernels.sgd import Descent
 
 Layer = ConvLayer | LinearLayer
@@ -47,36 +49,40 @@ class FusedKernel:
     def train(self, cohort: Cohort, out: Matrix) -> npt.NDArray[np.float64]:
         """Train every client; see :class:`Kernel`."""
         losses = np.zeros(len(cohort))
-        eye = torch.eye(self.stack.linears[-1].outputs, device=self.device)
-        rows = torch.from_numpy(cohort.batches.rows).to(self.device)
         weights = torch.empty(out.shape[1], device=self.device)
+        memories = [Memory(layer, weights) for layer in self.stack.convs]
+        eye = torch.eye(self.stack.linears[-1].outputs, device=self.device)
         for k in range(len(cohort)):
             weights.copy_(tensor_view(cohort.start(k)))
-            losses[k] = self._client(weights, cohort, k, rows, eye)
+            mu = float(cohort.proximal_mu[k])
+            descent = Descent.of((weights,), self.training, mu)
+            batches = cohort.batches.part(k, k + 1)
+            if len(batches.rows):
+                model = Model.of(self.stack, memories, descent)
+                losses[k] = self._client(model, cohort.data[k], batches, eye)
             out[k] = weights.cpu().numpy()
         return losses
 
     def _client(
-        self,
-        weights: torch.Tensor,
-        cohort: Cohort,
-        k: int,
-        rows: torch.Tensor,
-        eye: torch.Tensor,
+        self, model: "Model", data: ClientData, batches: Batches, eye: torch.Tensor
     ) -> float:
-        """Move ``weights`` by all steps of a client; return their mean loss."""
-        batches, data = cohort.batches, cohort.data[k]
-        x = tensor_view(data.x).to(self.device)
-        targets = eye[tensor_view(data.y).to(self.device)]
-        mu = float(cohort.proximal_mu[k])
-        model = Model.of(self.stack, Descent.of((weights,), self.training, mu))
-        bounds = batches.bounds[batches.first[k] : batches.first[k + 1] + 1].tolist()
-        losses = []
-        for begin, end in pairwise(bounds):
-            batch = rows[begin:end]
-            given, wanted = x.index_select(0, batch), targets.index_select(0, batch)
-            losses.append(model.step(given, wanted))
-        return float(torch.stack(losses).mean()) if losses else 0.0
+        """Take all steps of a client; return their mean loss."""
+        x, y = (tensor_view(part).to(self.device) for part in (data.x, data.y))
+        rows = torch.from_numpy(batches.rows).to(self.device)
+        targets = eye.index_select(1, y.index_select(0, rows))
+        lengths = np.diff(batches.bounds)
+        sizes = lengths.tolist()
+        scores = [
+            model.step(x.index_select(0, batch), wanted)
+            for batch, wanted in zip(
+                torch.split(rows, sizes), torch.split(targets, sizes, 1), strict=True
+            )
+        ]
+        # At once for all steps: small calls would cost more than they compute.
+        logs = torch.log_softmax(torch.cat(scores, 1), 0)
+        each = (logs * targets).sum(0).neg_().cpu().numpy()
+        sums = np.add.reduceat(each, batches.bounds[:-1], dtype=np.float64)
+        return float((sums / lengths).mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,48 +90,54 @@ class Model:
     """A stack on the flat tensors that descend.
 
     Attributes:
-        layers: From the input to the scores.
+        convs: The convolutions.
+        linears: The linear layers; the last gives the scores.
         descent: The flat tensors.
     """
 
-    layers: list[Layer]
+    convs: list[ConvLayer]
+    linears: list[LinearLayer]
     descent: Descent
 
     @classmethod
-    def of(cls, stack: Stack, descent: Descent) -> Self:
-        """Return the layers on their stretches of the flat tensors."""
-        convs = [ConvLayer.of(layer, descent) for layer in stack.convs]
+    def of(cls, stack: Stack, memories: Sequence[Memory], descent: Descent) -> Self:
+        """Return the layers on their stretches of the flat tensors.
+
+        Args:
+            stack: The model.
+            memories: What each convolution computes in.
+            descent: The flat tensors.
+        """
+        convs = [
+            ConvLayer.of(layer, memory, descent)
+            for layer, memory in zip(stack.convs, memories, strict=True)
+        ]
         linears = [LinearLayer.of(layer, descent) for layer in stack.linears]
-        return cls([*convs, *linears], descent)
+        return cls(convs, linears, descent)
 
     def step(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Take one step on N examples; return their mean loss.
+        """Take one step on N examples; return their scores before it, ``(C, N)``.
 
         Args:
             x: Examples, shape ``(N, ...)``.
-            targets: One-hot classes, shape ``(N, C)``.
+            targets: One-hot classes, shape ``(C, N)``.
         """
-        examples, kept = len(targets), list[Any]()
+        ones, alpha = x.new_ones(x.shape[0]), self.descent.alpha / x.shape[0]
         x = x.movedim(0, -1)
-        for layer in self.layers:
-            kept.append(layer.forward(x))
-            x = kept[-1].out
-        scores = torch.log_softmax(x, 0)
-        loss = (scores * targets.t()).sum() / -examples
-        slopes = self._slopes(scores.exp_().sub_(targets.t()), kept)
+        for conv in self.convs:
+            x = conv.forward(x)
+        x = x.flatten(0, -2)
+        for linear in self.linears:
+            x = linear.forward(x)
+        slope = torch.softmax(x, 0).sub_(targets)
+        layers: list[Layer] = [*self.convs, *self.linears]
+        for layer in reversed(layers):
+            layer.backward(slope)
+            if layer is not layers[0]:
+                slope = layer.below()
         # Every slope is known before any weight moves.
         self.descent.begin()
-        for layer, passed, slope in zip(self.layers, kept, slopes, strict=True):
-            layer.add_gradients(passed, slope, self.descent.alpha / examples)
+        for layer in layers:
+            layer.descend(alpha, ones)
         self.descent.end()
-        return loss
-
-    def _slopes(self, slope: torch.Tensor, kept: list[Any]) -> list[torch.Tensor]:
-        """Return the loss's slope at every layer's sums, from that at the scores."""
-        slopes = []
-        for at in range(len(self.layers) - 1, -1, -1):
-            slope = self.layers[at].backward(kept[at], slope)
-            slopes.append(slope)
-            if at:
-                slope = self.layers[at].below(kept[at], slope)
-        return slopes[::-1]
+        return x

@@ -56,6 +56,16 @@ class Conv:
     relu: bool
     pool: bool
 
+    @property
+    def step(self) -> int:
+        """How far patches lie apart: the sums of a pooling window share one."""
+        return 2 if self.pool else 1
+
+    @property
+    def size(self) -> int:
+        """Height and width of a patch."""
+        return self.kernel + self.step - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Stack:

@@ -1,6 +1,6 @@
 """Linear layers with the examples of a batch innermost: ``(units, N)``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -8,70 +8,67 @@ import torch
 from simulations.engine.kernels.layers import Linear
 from simulations.engine.kernels.sgd import Descent
 
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """What a forward pass leaves for the backward pass.
-
-    Attributes:
-        x: Flat input, shape ``(inputs, N)``.
-        out: What is passed on, shape ``(outputs, N)``.
-        shape: Shape the input had.
-    """
-
-    x: torch.Tensor
-    out: torch.Tensor
-    shape: torch.Size
+relu_slope = torch.ops.aten.threshold_backward.grad_input
+"""``(slope, out, 0, grad_input=to)``: ``slope`` where ``out`` is positive, else 0."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, kw_only=True)
 class LinearLayer:
-    """One linear layer's weights, and what their gradients are added to.
+    """One linear layer's weights, and the step it is in.
 
     Attributes:
-        layer: Its shape.
         weight: Shape ``(outputs, inputs)``.
+        turned: The same memory, shape ``(inputs, outputs)``.
         bias: Shape ``(outputs, 1)``.
-        to_weight: As ``weight``; the buffer of momentum if there is one.
-        to_bias: As ``bias``.
+        to_weight: What its gradient is added to, as ``weight``.
+        to_bias: The same, shape ``(outputs,)``.
+        relu: Whether a ReLU follows.
+        x: What was given last, shape ``(inputs, N)``.
+        out: What was passed on, shape ``(outputs, N)``.
+        slope: The loss's slope at the sums, shape ``(outputs, N)``.
     """
 
-    layer: Linear
     weight: torch.Tensor
+    turned: torch.Tensor
     bias: torch.Tensor
     to_weight: torch.Tensor
     to_bias: torch.Tensor
+    relu: bool
+    x: torch.Tensor = field(init=False)
+    out: torch.Tensor = field(init=False)
+    slope: torch.Tensor = field(init=False)
 
     @classmethod
     def of(cls, layer: Linear, descent: Descent) -> Self:
-        """Return a layer's stretches of the flat tensors."""
+        """Return a layer on its stretches of the flat tensors."""
         shape = (layer.outputs, layer.inputs)
         (weights,), (targets,) = descent.weights, descent.targets
+        weight = weights[layer.weight].view(shape)
         return cls(
-            layer,
-            weights[layer.weight].view(shape),
-            weights[layer.bias, None],
-            targets[layer.weight].view(shape),
-            targets[layer.bias, None],
+            weight=weight,
+            turned=weight.t(),
+            bias=weights[layer.bias, None],
+            to_weight=targets[layer.weight].view(shape),
+            to_bias=targets[layer.bias],
+            relu=layer.relu,
         )
 
-    def forward(self, x: torch.Tensor) -> Pass:
-        """Return what the layer makes of ``x``, whose last axis is the examples."""
-        flat = x.flatten(0, -2)
-        out = torch.addmm(self.bias, self.weight, flat)
-        return Pass(flat, out.relu_() if self.layer.relu else out, x.shape)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the layer makes of ``x``, shape ``(inputs, N)``."""
+        self.x, self.out = x, torch.addmm(self.bias, self.weight, x)
+        return self.out.relu_() if self.relu else self.out
 
-    def backward(self, kept: Pass, slope: torch.Tensor) -> torch.Tensor:
-        """Return the loss's slope at the sums, given that at the output."""
-        if self.layer.relu:
-            slope = torch.ops.aten.threshold_backward(slope, kept.out, 0)
-        return slope
+    def backward(self, slope: torch.Tensor) -> None:
+        """Take the loss's slope at the output, as memory to write in."""
+        self.slope = slope
+        if self.relu:
+            relu_slope(slope, self.out, 0, grad_input=slope)
 
-    def below(self, kept: Pass, slope: torch.Tensor) -> torch.Tensor:
-        """Return the loss's slope at the input, given that at the sums."""
-        return (self.weight.t() @ slope).view(kept.shape)
+    def below(self) -> torch.Tensor:
+        """Return the loss's slope at the input, shape ``(inputs, N)``."""
+        return self.turned @ self.slope
 
-    def add_gradients(self, kept: Pass, slope: torch.Tensor, alpha: float) -> None:
-        """Add ``alpha`` times the gradients, given the slope at the sums."""
-        self.to_weight.addmm_(slope, kept.x.t(), alpha=alpha)
-        self.to_bias.add_(slope.sum(1, keepdim=True), alpha=alpha)
+    def descend(self, alpha: float, ones: torch.Tensor) -> None:
+        """Add ``alpha`` times the gradients; ``ones`` has the shape ``(N,)``."""
+        self.to_weight.addmm_(self.slope, self.x.t(), alpha=alpha)
+        self.to_bias.addmv_(self.slope, ones, alpha=alpha)

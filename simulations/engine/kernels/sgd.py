@@ -68,6 +68,8 @@ class Descent:
 
     def begin(self) -> None:
         """Apply what depends on the weights alone; gradients are added afterwards."""
+        if not self.buffers and not self._pulls:
+            return
         training, pull = self.training, self.training.weight_decay + self.mu
         for weight, buffer in zip(self.weights, self.buffers, strict=False):
             buffer.mul_(training.momentum)
