@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from flwr.serverapp import Grid
-
 from fedunlearn.errors import ConfigError, RequirementError
 from fedunlearn.method import UnlearningMethod
 from fedunlearn.report import RETRAIN, TRAINED
 from simulations.comparison import Comparison, HistoryStats, Row
-from simulations.engine import identify
+from simulations.engine import SimulationGrid, identify
 from simulations.engine.kernels import AUTO
 from simulations.engine.kernels.compiled import available
 from simulations.evaluate import Evaluator
@@ -106,7 +104,7 @@ def _compared(
     number = len(prepared.task.clients)
     evaluator, directory = Evaluator(prepared), Directory(identify)
 
-    def run(seed: int, grid: Grid) -> SeedResult:
+    def run(seed: int, grid: SimulationGrid) -> SeedResult:
         runs = Runs(prepared, evaluator, grid, directory, listeners, folder)
         with runs.history(seed) as history:
             trained = runs.train(seed, history)

@@ -414,3 +414,85 @@ def test_a_run_that_fails_leaves_the_grid_usable():
         assert federate(task, 0, 2)(grid) == alone
         assert grid.in_lockstep(2, [federate(task, 0, 2)]) == [alone]
     assert np.isfinite(np.frombuffer(alone[0], np.float32)).all()
+
+
+# What takes time but no processor.
+
+
+def test_while_one_waits_for_its_disk_the_others_go_on():
+    backend, steps, go = Counting(), [], threading.Event()
+
+    def waiting(member):
+        steps.append("asked")
+        # Without the other run this would never end.
+        steps.append(member.aside(lambda: go.wait(10)))
+        return threading.get_ident()
+
+    def other(member):
+        found = walk(backend.task, 1, 2)(member)
+        steps.append("other")
+        go.set()
+        return found
+
+    thread, found = in_lockstep(backend, 2, [waiting, other])
+    assert steps == ["asked", "other", True]
+    assert thread == threading.get_ident()
+    assert found == walk(backend.task, 1, 2)(Counting(backend.task))
+
+
+def test_many_wait_and_each_gets_what_its_own_call_returned():
+    backend = Counting(delay=0.002)
+
+    def run(seed):
+        def work(member):
+            seen = []
+            after = lambda r: seen.append(member.aside(lambda: (seed, r)))  # noqa: E731
+            model = walk(backend.task, seed, 5, after)(member)
+            return model, seen
+
+        return work
+
+    runs = [run(seed) for seed in range(12)]
+    found = in_lockstep(backend, 5, runs)
+    for seed, (model, seen) in enumerate(found):
+        assert model == walk(backend.task, seed, 5)(Counting(backend.task))
+        assert seen == [(seed, r) for r in range(1, 6)]
+
+
+def test_an_error_of_a_disk_is_raised_where_it_was_waited_for():
+    def run(member):
+        with pytest.raises(OSError, match="disk full"):
+            member.aside(lambda: (_ for _ in ()).throw(OSError("disk full")))
+        return "went on"
+
+    assert in_lockstep(Counting(), 2, [run, run]) == ["went on"] * 2
+
+
+def test_a_stopped_run_closes_nothing_its_disk_is_working_on():
+    steps, begun = [], threading.Event()
+
+    def slow():
+        begun.set()
+        time.sleep(0.2)
+        steps.append("written")
+
+    def waiting(member):
+        try:
+            member.aside(slow)
+        finally:
+            steps.append("closed")
+            # There is nobody left to be waited for.
+            steps.append(member.aside(lambda: "sealed"))
+
+    def failing(member):
+        begun.wait(5)
+        raise OddError
+
+    with pytest.raises(OddError):
+        in_lockstep(Counting(), 2, [waiting, failing])
+    assert steps == ["written", "closed", "sealed"]
+
+
+def test_a_grid_alone_makes_the_call_itself():
+    with SimulationGrid(small_app(small_task()), num_clients=2) as grid:
+        assert grid.aside(threading.get_ident) == threading.get_ident()

@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, final
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -121,7 +121,6 @@ class Files(Protocol):
         ...
 
 
-@final
 class RealFiles:
     """The disk."""
 

@@ -20,7 +20,7 @@ from fedunlearn.flower_compat import NODE_UNAVAILABLE, claim_identity, with_id
 from fedunlearn.history import ClientId
 from fedunlearn.training import LocalWork
 from simulations.engine.cluster import Cluster
-from simulations.engine.lockstep import in_lockstep
+from simulations.engine.lockstep import Lockstep, in_lockstep
 from simulations.engine.orders import shared_order
 from simulations.engine.threads import one_thread
 from simulations.engine.trainer import CohortSpec
@@ -127,13 +127,22 @@ class SimulationGrid(Grid):
         if self._backend is None:
             raise RunError("a SimulationGrid works inside its with statement only")
 
-        def beside(run: Callable[[SimulationGrid], T], backend: Backend) -> T:
-            return run(self._twin(backend))
+        def beside(run: Callable[[SimulationGrid], T], lockstep: Lockstep) -> T:
+            return run(self._twin(lockstep))
 
         return in_lockstep(self._backend, width, [partial(beside, r) for r in runs])
 
-    def _twin(self, backend: Backend) -> "SimulationGrid":
-        """Return a grid of the same clients on a backend that is open already."""
+    def aside(self, call: Callable[[], T]) -> T:
+        """Make a call that takes time but no processor, such as waiting for a disk.
+
+        In lockstep the other runs go on meanwhile, and a thread makes it.
+        """
+        if isinstance(self._backend, Lockstep):
+            return self._backend.aside(call)
+        return call()
+
+    def _twin(self, backend: Lockstep) -> "SimulationGrid":
+        """Return a grid of the same clients for one of several runs."""
         twin = SimulationGrid(
             self._app,
             num_clients=self._num_clients,

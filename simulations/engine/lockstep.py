@@ -3,14 +3,16 @@
 Every run is ordinary code that is given a backend, and a greenlet of one thread. Where
 it asks clients the next run goes on; when half of them have asked, their orders go to
 the kernel in one call, and while it computes the other half goes on. The kernel's
-numbers do not depend on who else is in a call, so a run's do not either.
+numbers do not depend on who else is in a call, so a run's do not either. Nor does
+anybody stand still while a run waits for its disk.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from queue import SimpleQueue
 from threading import Lock
 from typing import Any, TypeVar, final
 
@@ -23,6 +25,9 @@ from simulations.engine.orders import Order
 from simulations.engine.worker import Answer, Backend, Job
 
 T = TypeVar("T")
+
+_DISK_THREADS = 8
+"""Waits for a disk at the same time: a file system confirms several at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,10 @@ class Lockstep:
         self._backend = backend
         self._hub = getcurrent()
         self._asked: list[_Question] = []
+        self._ready: SimpleQueue[Callable[[], Any]] = SimpleQueue()
+        self._aside = 0
+        self._open = ExitStack()
+        self._disk = self._threads(_DISK_THREADS, "disk")
         self._calling = Lock()
         self._stopped = False
 
@@ -66,34 +75,63 @@ class Lockstep:
         results: list[CohortResult] = self._hub.switch()
         return results
 
+    def aside(self, call: Callable[[], T]) -> T:
+        """Let the other runs go on until a thread has made a call.
+
+        Args:
+            call: What takes time but no processor, such as waiting for a disk.
+        """
+        if self._stopped:
+            return call()
+        waiting, run = self._disk.submit(call), getcurrent()
+        waiting.add_done_callback(lambda _: self._ready.put(run.switch))
+        self._aside += 1
+        try:
+            self._hub.switch()
+        except BaseException:
+            wait([waiting])  # what it works on is given back by whoever catches this
+            raise
+        finally:
+            self._aside -= 1
+        return waiting.result()
+
     def close(self) -> None:
         """Do nothing: the backend belongs to whoever opened it."""
 
     def work_off(self, width: int, work: Callable[[], None]) -> None:
         """Run ``work`` in ``width`` greenlets until all of them return."""
         runs = [greenlet(work) for _ in range(width)]
-        with ThreadPoolExecutor(1, "fedunlearn-lockstep") as pool:
+        with self._open:
+            kernel = self._threads(1, "kernel")
             try:
-                self._go(runs, pool)
+                self._go(runs, kernel)
             except BaseException:
                 self._stop(runs)
                 raise
 
-    def _go(self, runs: list[greenlet], pool: ThreadPoolExecutor) -> None:
+    def _go(self, runs: list[greenlet], kernel: ThreadPoolExecutor) -> None:
         """Resume runs and start kernel calls until no run is left."""
-        ready: deque[Callable[[], Any]] = deque(run.switch for run in runs)
+        for run in runs:
+            self._ready.put(run.switch)
         flight: tuple[Future[list[CohortResult]], list[_Question]] | None = None
-        while ready or self._asked or flight:
-            if flight and (flight[0].done() or not ready):
-                ready.extend(_landed(*flight))
+        while running := sum(not run.dead for run in runs):
+            if flight and flight[0].done():
+                for resume in _landed(*flight):
+                    self._ready.put(resume)
                 flight = None
-            enough = 2 * len(self._asked) >= sum(not run.dead for run in runs)
-            if self._asked and flight is None and (enough or not ready):
+            enough = 2 * len(self._asked) >= running
+            idle = self._ready.empty() and not self._aside
+            if self._asked and flight is None and (enough or idle):
                 questions, self._asked = self._asked, []
                 orders = [order for q in questions for order in q.orders]
-                flight = pool.submit(self._train, orders), questions
-            if ready:
-                ready.popleft()()
+                flight = kernel.submit(self._train, orders), questions
+                # Wakes this loop if it has nothing else to do.
+                flight[0].add_done_callback(lambda _: self._ready.put(_nothing))
+            self._ready.get()()
+
+    def _threads(self, count: int, name: str) -> ThreadPoolExecutor:
+        pool = ThreadPoolExecutor(count, f"fedunlearn-lockstep-{name}")
+        return self._open.enter_context(pool)
 
     def _train(self, orders: list[Order]) -> list[CohortResult]:
         with self._calling:
@@ -106,6 +144,10 @@ class Lockstep:
             if run and not run.dead:
                 with suppress(Exception):  # the first error is the one to be told
                     run.throw(RunError("another run failed, or the runs were stopped"))
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _landed(
@@ -131,7 +173,7 @@ def _resuming(run: greenlet, results: list[CohortResult]) -> Callable[[], Any]:
 
 
 def in_lockstep(
-    backend: Backend, width: int, runs: Sequence[Callable[[Backend], T]]
+    backend: Backend, width: int, runs: Sequence[Callable[[Lockstep], T]]
 ) -> list[T]:
     """Return what runs return, in their order.
 
