@@ -7,7 +7,10 @@ All algebra on models is plain NumPy on vectors of shape ``(P,)``: ``model + ste
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from math import prod
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -62,13 +65,9 @@ class Layout:
         return sum(prod(shape) for shape in self.shapes)
 
     @property
-    def slices(self) -> dict[str, slice]:
+    def slices(self) -> Mapping[str, slice]:
         """Where each array lies in the vector."""
-        out, start = {}, 0
-        for name, shape in zip(self.names, self.shapes, strict=True):
-            out[name] = slice(start, start + prod(shape))
-            start += prod(shape)
-        return out
+        return _slices(self)
 
     def flatten(self, arrays: Mapping[str, Array]) -> Vector:
         """Return the arrays as a new vector of shape ``(P,)``.
@@ -92,6 +91,13 @@ class Layout:
                 self.slices.items(), self.shapes, strict=True
             )
         }
+
+
+@lru_cache(maxsize=64)
+def _slices(layout: Layout) -> Mapping[str, slice]:
+    ends = np.cumsum([0, *map(prod, layout.shapes)]).tolist()
+    parts = (slice(*bounds) for bounds in pairwise(ends))
+    return MappingProxyType(dict(zip(layout.names, parts, strict=True)))
 
 
 def norm(vector: Vector) -> float:

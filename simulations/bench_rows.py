@@ -1,7 +1,6 @@
 """What a sweep over histories finds: its cells, its rows and the file they are in."""
 
 import csv
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from fedunlearn.errors import DataError
 from fedunlearn.history.codecs import codec
 from fedunlearn.history.retention import retention
 from simulations.evaluate import Metrics
+from simulations.line_file import LineFile
 
 CODECS = ("float32", "float16", "bfloat16", "int8", "top_k:0.1", "top_k:0.01")
 RETENTIONS = ("all", "every:2", "every:4", "last:5", "sums", "sensitivities", "crab")
@@ -127,23 +127,18 @@ class RowFile:
     """Finished rows, one a line; a line that a stop cut short is dropped."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._lines = LineFile(path)
         self.rows: dict[Key, SweepRow] = {}
-        content = path.read_bytes() if path.exists() else b""
-        whole, newline, torn = content.rpartition(b"\n")
-        if torn:
-            path.write_bytes(whole + newline)
-        for number, line in enumerate(whole.splitlines(), start=1):
+        for number, value in enumerate(self._lines.values, start=1):
             try:
-                row = SweepRow(**json.loads(line))
-            except (ValueError, TypeError) as error:
+                row = SweepRow(**value)
+            except TypeError as error:
                 raise DataError(f"{path}, line {number}: not a sweep's row") from error
             self.rows[row.key] = row
 
     def add(self, row: SweepRow) -> None:
         """Append a row."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(row)) + "\n")
+        self._lines.add(asdict(row))
         self.rows[row.key] = row
 
     def twin(self, key: Key) -> SweepRow | None:

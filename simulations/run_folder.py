@@ -20,6 +20,7 @@ from fedunlearn.params import Layout, Vector
 from fedunlearn.report import ReportInput, render_report
 from simulations.comparison import Comparison, Row
 from simulations.events import Event
+from simulations.line_file import LineFile
 from simulations.scenario import Scenario
 from simulations.schema import plain_dict, read_yaml
 
@@ -110,14 +111,9 @@ class RunFolder:
         """Return the folder of what clients answered to an unfinished method."""
         return self.path / "unfinished" / f"seed-{seed}-{label}"
 
-    def save_curve(self, seed: int, accuracies: list[float]) -> None:
-        """Write the test accuracies of a seed so far."""
-        _write_json(self._measured("curve", seed), accuracies)
-
-    def curve(self, seed: int) -> list[float]:
-        """Return the test accuracies of a seed so far."""
-        path = self._measured("curve", seed)
-        return list(read_json(path)) if path.exists() else []
+    def curve(self, seed: int) -> LineFile:
+        """Return where the test accuracies of a seed are, round after round."""
+        return LineFile(self._parts() / f"seed-{seed}.curve.jsonl")
 
     def save_noise(self, seed: int, noise: float) -> None:
         """Write the numerical noise floor."""

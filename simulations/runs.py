@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from flwr.serverapp import Grid
-
 from fedunlearn.client import VIEW
 from fedunlearn.cost import UnlearningOutcome
 from fedunlearn.errors import FedUnlearnError, RequirementError, RunError
@@ -23,9 +21,11 @@ from fedunlearn.params import sha256
 from fedunlearn.report import RETRAIN, TRAINED
 from fedunlearn.rng import derive
 from simulations.comparison import Row
+from simulations.engine import SimulationGrid
 from simulations.evaluate import Evaluator
 from simulations.events import Listener, tell
 from simulations.journal import JournaledClients, close_journal
+from simulations.patient_files import PatientFiles
 from simulations.prepare import Prepared
 from simulations.run_folder import RunFolder
 from simulations.sequence import Removal, run_removals
@@ -47,7 +47,7 @@ class Runs:
 
     prepared: Prepared
     evaluator: Evaluator
-    grid: Grid
+    grid: SimulationGrid
     directory: Directory
     listeners: tuple[Listener, ...]
     folder: RunFolder | None
@@ -73,6 +73,7 @@ class Runs:
                 retention=how.retention,
                 names=self._names(),
                 exist_ok=True,
+                files=PatientFiles(self.grid),
             )
             yield stack.enter_context(history)
 
@@ -100,8 +101,8 @@ class Runs:
         layout = self.prepared.task.layout
         if self.folder is None:
             return Curve(self.evaluator, layout)
-        known, keep = self.folder.curve(seed), partial(self.folder.save_curve, seed)
-        return Curve(self.evaluator, layout, known, keep)
+        known = self.folder.curve(seed)
+        return Curve(self.evaluator, layout, list(known.values), known.add)
 
     def rows(
         self, seed: int, trained: Trained, methods: Mapping[str, UnlearningMethod]

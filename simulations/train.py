@@ -117,13 +117,13 @@ class Curve:
         layout: Names and shapes of the model.
         accuracies: Test accuracy after round 0, 1, ...; what is known is not measured
             again.
-        keep: Told of all accuracies after every round.
+        keep: Told of every accuracy that was measured.
     """
 
     evaluator: Evaluator
     layout: Layout
     accuracies: list[float] = field(default_factory=list)
-    keep: Callable[[list[float]], None] | None = None
+    keep: Callable[[float], None] | None = None
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Measure one model."""
@@ -132,7 +132,7 @@ class Curve:
         model = from_arrays(arrays, self.layout)
         self.accuracies.append(self.evaluator.test_accuracy(model))
         if self.keep is not None:
-            self.keep(self.accuracies)
+            self.keep(self.accuracies[-1])
         return None
 
 

@@ -272,7 +272,7 @@ def test_the_folder_of_another_sweep_is_refused(file, scenario, tmp_path):
 def test_rows_that_are_none_are_refused_with_their_line(tmp_path, line):
     path = tmp_path / "rows.jsonl"
     path.write_text(f"{line}\n")
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 1: not a sweep's row"):
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 1: not (a sweep|JSON)"):
         RowFile(path)
 
 

@@ -29,6 +29,7 @@ from fedunlearn.errors import DamagedError, HistoryError
 from fedunlearn.history import ArraysInMemory, DiskHistory
 from fedunlearn.params import Layout
 from tests.history_helpers import (
+    LAYOUT,
     LEAVER,
     Story,
     WatchedFiles,
@@ -497,3 +498,25 @@ def test_too_many_open_files_are_no_damage(spare, tmp_path):
     assert out.returncode == 0, out.stderr
     refused = int(out.stdout)
     assert refused > 0 if spare < 3 else refused == 0 or spare < 7
+
+
+def test_a_setting_that_was_rolled_back_is_what_it_was(tmp_path):
+    """The writer remembers settings; a commit that fails must not change its mind."""
+    refusing = []
+
+    def before(method, *_):
+        if method == "commit" and refusing:
+            raise sqlite3.OperationalError("database or disk is full")
+
+    with DiskHistory.create(
+        tmp_path, LAYOUT, files=WatchedFiles(before=before)
+    ) as history:
+        history.append_round(a_record(1, (0, 1)))
+        peak = history.holds.peak_bytes
+        refusing.append(True)
+        with pytest.raises(HistoryError):
+            history.append_round(a_record(2, (0, 1)))
+        assert history.holds.peak_bytes == peak
+        refusing.clear()
+        history.append_round(a_record(2, (0, 1)))
+        assert history.holds.peak_bytes > peak

@@ -38,7 +38,7 @@ def essence(run):
         with DiskHistory.open(folder) as history:
             assert history.check(read_data=True) == []
             digests[folder.name] = history_digest(history)
-        curves[folder.name] = (run / "parts" / f"{folder.name}.curve.json").read_text()
+        curves[folder.name] = (run / "parts" / f"{folder.name}.curve.jsonl").read_text()
     return rows, models, digests, curves
 
 

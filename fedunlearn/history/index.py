@@ -73,7 +73,8 @@ class Index:
     def __init__(self, path: Path, *, write: bool) -> None:
         if not path.is_file():
             raise HistoryError(f"{path.parent} holds no history (no {path.name})")
-        self.path = path
+        self.path, self._write = path, write
+        self._settings: dict[str, str] = {}
         self._db = _connect(path, write)
         if write:
             with self._guarded():
@@ -91,7 +92,7 @@ class Index:
         """Make an empty index; it is complete whenever it has its name."""
         new = path.with_name(path.name + ".new")
         new.unlink(missing_ok=True)
-        database = sqlite3.connect(new, isolation_level=None)
+        database = sqlite3.connect(new, isolation_level=None, check_same_thread=False)
         try:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=FULL")
@@ -113,6 +114,7 @@ class Index:
 
     def close(self) -> None:
         """Close it; the last writer leaves one file with everything in it."""
+        self._settings.clear()
         self._db.close()
 
     def try_to_empty_wal(self) -> bool:
@@ -142,6 +144,7 @@ class Index:
             files.reached(f"{step}.inserted")
             files.commit(self._db)
         except BaseException:
+            self._settings.clear()
             if self._db.in_transaction:
                 self._db.rollback()
             raise
@@ -167,17 +170,22 @@ class Index:
         self._db.execute(query, _plain(values))
 
     def meta(self, key: str) -> str:
-        """Return a setting."""
+        """Return a setting; a writer is alone and remembers what it read."""
+        if key in self._settings:
+            return self._settings[key]
         rows = self.select("SELECT value FROM meta WHERE key = ?", key)
         if not rows:
             raise DamagedError.of(f"it says nothing about {key}", self.path)
         value = str(rows[0][0])
         if key in _NUMBERS and not _NUMBERS[key].fullmatch(value):
             raise DamagedError.of(f"{key} is {value!r}", self.path)
+        if self._write:
+            self._settings[key] = value
         return value
 
     def set_meta(self, key: str, value: str) -> None:
         """Change a setting inside a transaction."""
+        self._settings.pop(key, None)
         self.write("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
 
     def names(self) -> dict[ClientId, str]:

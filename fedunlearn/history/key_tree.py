@@ -43,6 +43,11 @@ class KeyTree:
     """
 
     nodes: tuple[Node, ...] = field(repr=False)
+    _way: list[tuple[Node, ...]] = field(
+        default_factory=lambda: [()], init=False, repr=False, compare=False
+    )
+    """From one of the nodes to the leaf that was asked for last: the next one is
+    mostly near it. A tuple in a list is replaced at once, whoever else reads it."""
 
     def __post_init__(self) -> None:
         free = 0
@@ -75,12 +80,18 @@ class KeyTree:
             HistoryError: If it was destroyed.
             ValueError: If ``index`` is not in ``[0, 2**32)``.
         """
-        node = self._above(index)
-        if node is None:
-            raise HistoryError(f"the key of round {index} was destroyed")
-        while node[0] < DEPTH:
-            node = _child(node, index >> (DEPTH - node[0] - 1) & 1)
-        return node[2]
+        _check(index)
+        way = [n for n in self._way[0] if index >> (DEPTH - n[0]) == n[1]]
+        if not way:
+            node = self._above(index)
+            if node is None:
+                raise HistoryError(f"the key of round {index} was destroyed")
+            way = [node]
+        while way[-1][0] < DEPTH:
+            depth = way[-1][0] + 1
+            way.append(_child(way[-1], index >> (DEPTH - depth) & 1))
+        self._way[0] = tuple(way)
+        return way[-1][2]
 
     def covers(self, index: int) -> bool:
         """Tell if the key of round ``index`` is left; ValueError as in :meth:`key`."""

@@ -4,6 +4,7 @@ import hmac
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +155,10 @@ def open_segment(
         DamagedError: If it is not the file that was written.
     """
     try:
-        raw = np.memmap(path, np.uint8, "r")
+        with path.open("rb", buffering=0) as file:
+            # NumPy's own memmap takes three times as long to make.
+            mapped = mmap(file.fileno(), 0, access=ACCESS_READ)
+        raw = np.frombuffer(mapped, np.uint8)
     except OSError as error:
         raise unreadable(error, path) from error
     except ValueError as error:
