@@ -26,7 +26,7 @@ from statistics import median
 from typing import Any
 
 from simulations.bench_engine import measure, ours
-from simulations.engine.threads import usable_cores
+from simulations.cores import usable_cores
 from simulations.engine_bench.child import Child
 from simulations.engine_bench.contestant import race
 from simulations.engine_bench.serve import Entry

@@ -23,11 +23,11 @@ from fedunlearn.rng import Streams, derive
 from fedunlearn.schedule import TrainingSchedule
 from fedunlearn.task import LocalTask
 from fedunlearn.training import Training
+from simulations.cores import usable_cores
 from simulations.engine import SimulationGrid, identify
 from simulations.engine.kernels import make_kernel
-from simulations.engine.threads import usable_cores
 from simulations.engine.trainer import CohortSpec
-from simulations.engine_bench.run_ours import Forgetful
+from simulations.engine_bench.ours import Forgetful
 from strategies import RecordingStrategy
 from strategies.directory import Directory
 from strategies.server_rules import FedAvg

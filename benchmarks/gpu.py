@@ -20,9 +20,9 @@ from fedunlearn.errors import ConfigError
 from fedunlearn.params import Vector
 from fedunlearn.task import LocalTask
 from fedunlearn.training import LocalWork
+from simulations.cores import usable_cores
 from simulations.engine.kernels import KERNELS
 from simulations.engine.orders import Order
-from simulations.engine.threads import usable_cores
 from simulations.engine.trainer import CohortSpec, Trainer
 from simulations.engine_bench.workloads import WORKLOADS
 

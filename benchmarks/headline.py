@@ -17,7 +17,7 @@ from results import ROOT, write
 
 from fedunlearn.report import gap_table
 from simulations import compare, load_scenario
-from simulations.engine.threads import usable_cores
+from simulations.cores import usable_cores
 from simulations.run_folder import read_results
 from simulations.scenario import Scenario
 from strategies import METHODS

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fedunlearn.errors import ConfigError, RunError, UnknownNameError
-from simulations.engine.threads import usable_cores
+from simulations.cores import usable_cores
 from simulations.engine_bench.child import Child, Command
 from simulations.engine_bench.contestant import (
     CONTESTANTS,

@@ -20,7 +20,7 @@ from fedunlearn.verify import (
     mean_loss,
     success_rate,
 )
-from simulations.engine.threads import usable_cores
+from simulations.cores import usable_cores
 from simulations.prepare import Prepared, trigger_value
 
 _BATCH = 512

@@ -19,6 +19,7 @@ from fedunlearn.problem import TorchProblem
 from fedunlearn.rng import derive
 from fedunlearn.task import LocalTask
 from fedunlearn.training import LocalWork
+from simulations.cores import usable_cores
 from simulations.engine import SimulationGrid
 from simulations.engine.cluster import Cluster
 from simulations.engine.grid import Answering
@@ -29,7 +30,6 @@ from simulations.engine.kernels import (
     find_device,
     make_kernel,
 )
-from simulations.engine.threads import usable_cores
 from simulations.engine.trainer import CohortSpec
 from simulations.requests import joint, removals_of, requests_of, with_returns
 from simulations.scenario import Outline, Scenario

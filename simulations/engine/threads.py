@@ -3,7 +3,6 @@
 Two threads round in another way than one, and under load were 3 to 30 times slower.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,9 +18,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -20,7 +20,7 @@ from fedunlearn.errors import ConfigError
 from fedunlearn.models import LeNet5, Mlp, ModelSpec, Softmax
 from fedunlearn.rng import derive
 from fedunlearn.training import Training
-from simulations.engine.threads import usable_cores
+from simulations.cores import usable_cores
 
 if TYPE_CHECKING:
     from fedunlearn.task import LocalTask
@@ -94,17 +94,25 @@ class Workload:
     def _some(self, numbers: Iterable[int]) -> list[ClientData]:
         return [self.client(int(number)) for number in numbers]
 
-    def task(self) -> "LocalTask":
-        """Return the learning task, all of its data in RAM."""
-        from fedunlearn.task import LocalTask
-
+    def data(self) -> tuple[ClientData, ...]:
+        """Return all clients' data."""
         # Small clients are Python, which threads would only take turns at.
         large = self.samples * prod(self.shape) > _LARGE
         threads = usable_cores() if large else 1
         with ThreadPoolExecutor(threads) as pool:
             parts = pool.map(self._some, np.array_split(range(self.clients), threads))
+            return tuple(chain.from_iterable(parts))
+
+    def task(self, data: tuple[ClientData, ...] | None = None) -> "LocalTask":
+        """Return the learning task, all of its data in RAM.
+
+        Args:
+            data: What :meth:`data` returned, if it is there already.
+        """
+        from fedunlearn.task import LocalTask
+
         return LocalTask(
-            clients=tuple(chain.from_iterable(parts)),
+            clients=self.data() if data is None else data,
             model=self.model,
             input_shape=self.shape,
             num_classes=CLASSES,
