@@ -131,10 +131,8 @@ class Memory:
         inner = (slice(None), slice(p, p + height), slice(p, p + width))
         patches = self._take("patches", inputs, size, size, high, wide, examples)
         sums = self._take("sums", step * step, outputs, high, wide, examples)
-        slopes, taps = (
-            self._take("slopes", *sums.shape),
-            self._take("taps", *patches.shape),
-        )
+        slopes = self._take("slopes", *sums.shape)
+        taps = self._take("taps", *patches.shape)
         padded = self._take("padded", *around)
         # First the columns, then the rows: 2 * size sums and not size * size.
         partial = self._take("columns", inputs, size, high, around[2], examples)
@@ -155,20 +153,8 @@ class Memory:
             slope_rows=slopes.view(step * step * outputs, -1),
             slope_sides=(slopes[::2], slopes[1::2]),
             tap_rows=taps.view(inputs * size * size, -1),
-            columns=(
-                partial,
-                tuple(
-                    (partial[:, :, :, j : j + step * wide : step], taps[:, :, j])
-                    for j in range(size)
-                ),
-            ),
-            rows=(
-                total,
-                tuple(
-                    (total[:, i : i + step * high : step], partial[:, i])
-                    for i in range(size)
-                ),
-            ),
+            columns=_fold_of(partial, taps.unbind(2), 3, step),
+            rows=_fold_of(total, partial.unbind(1), 1, step),
             below=total[inner],
         )
 
@@ -178,3 +164,14 @@ class Memory:
         if block is None or block.numel() < size:
             block = self._blocks[name] = self._like.new_empty(size)
         return block[:size].view(shape)
+
+
+def _fold_of(
+    total: torch.Tensor, parts: tuple[torch.Tensor, ...], axis: int, step: int
+) -> Fold:
+    """Let the i-th part be added from place i on, to every ``step``-th place."""
+    count, before = parts[0].shape[axis], (slice(None),) * axis
+    places = (
+        total[(*before, slice(i, i + step * count, step))] for i in range(len(parts))
+    )
+    return total, tuple(zip(places, parts, strict=True))
