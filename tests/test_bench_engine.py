@@ -104,11 +104,24 @@ def test_the_benchmark_of_the_docs_runs_and_goes_on_where_it_stopped(tmp_path):
 
 
 def test_the_kernels_race_on_every_device_there_is():
-    script = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
+    script = Path(__file__).parent.parent / "benchmarks" / "kernels.py"
     command = [sys.executable, script, "--smoke"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     rows = [line.split("|") for line in done.stdout.splitlines() if "| `" in line]
-    kernels = [row[2].strip(" `") for row in rows if row[1].strip() == "cpu"]
+    kernels = [row[3].strip(" `") for row in rows if row[1].strip() == "cpu"]
     assert kernels.count("reference") == 3
     assert kernels.count("batched") == 2, "none for convolutions"
-    assert all(float(row[6]) < 0.05 for row in rows)
+    assert all(float(row[8]) < 0.05 for row in rows)
+
+
+def test_the_kernels_race_on_as_many_threads_as_wanted():
+    script = Path(__file__).parent.parent / "benchmarks" / "kernels.py"
+    command = [sys.executable, script, "--smoke", "--workload", "W3", "--threads"]
+    done = subprocess.run(
+        [*command, "1", "3"], check=True, capture_output=True, text=True
+    )
+    rows = [line.split("|") for line in done.stdout.splitlines() if "| `" in line]
+    found = [(row[3].strip(), int(row[2])) for row in rows if "cpu" in row[1]]
+    assert ("`batched`", 1) in found
+    assert ("`batched`", 3) in found
+    assert len(set(found)) == len(found)

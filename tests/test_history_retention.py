@@ -13,7 +13,7 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from fedunlearn.errors import ConfigError, HistoryError, UnknownNameError
-from fedunlearn.history.record import Holdings, RoundRecord, ServerState
+from fedunlearn.history.record import RoundRecord, ServerState
 from fedunlearn.history.retention import (
     RETENTIONS,
     All,
@@ -27,6 +27,7 @@ from fedunlearn.history.retention import (
     retention,
     similarities,
 )
+from fedunlearn.history.update_history import Holdings
 from fedunlearn.params import Layout
 
 LAYOUT = Layout(("w", "b", "s", "e"), ((2, 3), (3,), (), (0,)))

@@ -10,13 +10,15 @@ from fedunlearn.history.record import (
     ClientId,
     Counts,
     DifferencesInMemory,
-    Holdings,
     Kept,
     RoundArrays,
     RoundRecord,
     ServerState,
     SetAside,
     Tip,
+)
+from fedunlearn.history.update_history import (
+    Holdings,
     UpdateHistory,
     first_round_of,
     records,

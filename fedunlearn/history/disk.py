@@ -28,19 +28,14 @@ from fedunlearn.history.lineage import Trace, traces_of
 from fedunlearn.history.lock import Lock
 from fedunlearn.history.memory import no_such_round
 from fedunlearn.history.names import check_names
-from fedunlearn.history.record import (
-    ClientId,
-    Holdings,
-    RoundRecord,
-    ServerState,
-    Tip,
-)
+from fedunlearn.history.record import ClientId, RoundRecord, ServerState, Tip
 from fedunlearn.history.retention import retention as read_retention
 from fedunlearn.history.settings import Settings
 from fedunlearn.history.stats import HistoryStats, holdings, stats
 from fedunlearn.history.store import INDEX, Store
 from fedunlearn.history.stored_arrays import read_round
 from fedunlearn.history.thin import thin_round
+from fedunlearn.history.update_history import Holdings
 from fedunlearn.params import Layout, Vector
 
 

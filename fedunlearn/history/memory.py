@@ -14,14 +14,13 @@ from fedunlearn.history.record import (
     ArraysInMemory,
     ClientId,
     DifferencesInMemory,
-    Holdings,
     RoundRecord,
     ServerState,
     Tip,
-    first_round_of,
     without,
 )
 from fedunlearn.history.shares import add_shares
+from fedunlearn.history.update_history import Holdings, first_round_of
 from fedunlearn.params import Layout, Vector
 
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 from fedunlearn.history.merkle import Head, head_of
-from fedunlearn.history.record import Holdings
 from fedunlearn.history.round_table import KEPT_ALL, KEPT_NONE
 from fedunlearn.history.store import Store
+from fedunlearn.history.update_history import Holdings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,12 +8,7 @@ import numpy as np
 from fedunlearn.errors import DamagedError, HistoryError
 from fedunlearn.history.codecs import Codec
 from fedunlearn.history.key_tree import KeyTree
-from fedunlearn.history.record import (
-    ClientId,
-    RoundRecord,
-    ServerState,
-    read_only,
-)
+from fedunlearn.history.record import ClientId, RoundRecord, ServerState, read_only
 from fedunlearn.history.round_table import Head
 from fedunlearn.history.seal import Keys, Written
 from fedunlearn.history.segment import Segment

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from fedunlearn.history.record import ClientId, RoundRecord, UpdateHistory, records
+from fedunlearn.history.record import ClientId, RoundRecord
+from fedunlearn.history.update_history import UpdateHistory, records
 from fedunlearn.params import Vector
 
 Weights = Callable[[RoundRecord], Mapping[ClientId, float]]

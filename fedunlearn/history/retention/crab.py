@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedunlearn.errors import ConfigError, HistoryError
-from fedunlearn.history.record import RoundRecord, UpdateHistory, records
+from fedunlearn.history.record import RoundRecord
 from fedunlearn.history.retention.keep import NOTHING, Keep, everything, less
 from fedunlearn.history.spec import part_of
+from fedunlearn.history.update_history import UpdateHistory, records
 from fedunlearn.params import Layout, Matrix, Vector, norm
 
 _Scores = npt.NDArray[np.float64]

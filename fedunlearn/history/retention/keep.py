@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from fedunlearn.history.record import ClientId, UpdateHistory
+from fedunlearn.history.record import ClientId
+from fedunlearn.history.update_history import UpdateHistory
 
 
 @dataclass(frozen=True, slots=True)

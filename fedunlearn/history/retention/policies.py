@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedunlearn.errors import ConfigError
-from fedunlearn.history.record import UpdateHistory
 from fedunlearn.history.retention.keep import NOTHING, Keep, everything, less, no_less
+from fedunlearn.history.update_history import UpdateHistory
 
 
 @dataclass(frozen=True, slots=True)
