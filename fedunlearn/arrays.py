@@ -63,13 +63,16 @@ def to_arrays(
     return ArrayRecord({**named, **(carried or {})})
 
 
-def views_of(vector: Vector, layout: Layout) -> ArrayRecord:
-    """Return ``vector``, shape ``(P,)``, as named arrays on its own memory.
+def views_of(
+    vector: Vector, layout: Layout, carried: Mapping[str, Array] | None = None
+) -> ArrayRecord:
+    """Return what :func:`to_arrays` does, on the memory of ``vector``.
 
     For records that stay in this process; nobody writes to ``vector`` while they live.
     """
     named = layout.unflatten(vector).items()
-    return ArrayRecord({name: MatrixArray(values) for name, values in named})
+    views = {name: MatrixArray(values) for name, values in named}
+    return ArrayRecord({**views, **(carried or {})})
 
 
 def from_arrays(arrays: ArrayRecord, layout: Layout) -> Vector:

@@ -160,13 +160,15 @@ def read_order(content: RecordDict, layout: Layout) -> tuple[Vector, LocalWork]:
     Raises:
         ValueError: If the arrays are not the layout's.
     """
-    arrays: ArrayRecord = next(iter(content.array_records.values()))
+    # Flower's own content.array_records copies every record there is.
+    arrays = next(r for r in content.values() if isinstance(r, ArrayRecord))
     return from_arrays(arrays, layout), read_work(content)
 
 
 def read_work(content: RecordDict) -> LocalWork:
     """Return the work in what a server sent."""
-    config = next(iter(content.config_records.values()), ConfigRecord())
+    configs = (r for r in content.values() if isinstance(r, ConfigRecord))
+    config = next(configs, ConfigRecord())
     epochs = config.get("epochs")
     return LocalWork(
         seed=int(config.get("seed", 0)),  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedunlearn.arrays import to_arrays
+from fedunlearn.arrays import to_arrays, views_of
 from fedunlearn.client import RUN
 from fedunlearn.errors import EmptyRoundError, RunError
 from fedunlearn.flower_compat import claim_identity
@@ -56,7 +56,7 @@ class GridClients:
     ) -> Updates:
         """Send ``model`` to ``ids`` and return their updates."""
         asked = tuple(sorted(ids))
-        arrays = to_arrays(model, self.layout, self.carried)
+        arrays = views_of(model, self.layout, self.carried)
         extra = {} if epochs is None else {"epochs": float(epochs)}
         answers = read_answers(
             self._ask("train", asked, arrays, round_index, extra),

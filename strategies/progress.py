@@ -10,7 +10,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
-from fedunlearn.arrays import numpy_arrays, to_arrays
+from fedunlearn.arrays import decode, numpy_arrays, to_arrays
 from fedunlearn.errors import HistoryError
 from fedunlearn.history import (
     ClientId,
@@ -97,11 +97,10 @@ class Progress:
 
     def state_before(self, sent: Broadcast) -> ServerState:
         """Return what a round begins with beyond its broadcast."""
-        named = numpy_arrays(sent.arrays)
         extra = {
-            name: array
-            for name, array in named.items()
-            if name not in sent.layout.names or array.dtype != np.float32
+            name: decode(array)
+            for name, array in sent.arrays.items()
+            if name not in sent.layout.names or array.dtype != "float32"
         }
         return ServerState(extra, state_of(self.inner, self._numbers))
 

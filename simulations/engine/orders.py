@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
 from fedunlearn.client import read_order
 from fedunlearn.cohort import CohortResult
@@ -136,8 +136,9 @@ def shared_order(
 
 
 def _orders_a(layout: Layout, content: RecordDict) -> bool:
-    kinds = [len(r) for r in (content.array_records, content.config_records)]
-    if kinds not in ([1, 0], [1, 1]) or content.metric_records:
+    records = list(content.values())
+    arrays = [r for r in records if isinstance(r, ArrayRecord)]
+    configs = [r for r in records if isinstance(r, ConfigRecord)]
+    if len(arrays) != 1 or len(configs) > 1 or len(records) > 1 + len(configs):
         return False
-    arrays = next(iter(content.array_records.values()))
-    return arrays.keys() == set(layout.names)
+    return arrays[0].keys() == set(layout.names)
