@@ -33,3 +33,7 @@ class PatientFiles(RealFiles):
     @override
     def commit(self, database: sqlite3.Connection) -> None:
         self._grid.aside(partial(super().commit, database))
+
+    @override
+    def unlink(self, path: Path) -> None:
+        self._grid.aside(partial(super().unlink, path))
