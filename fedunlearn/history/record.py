@@ -1,4 +1,4 @@
-"""What one round leaves behind, and the protocol of a sequence of rounds."""
+"""What one round leaves behind."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
