@@ -129,6 +129,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--smoke", action="store_true", help="seconds, small cohorts")
     options = parser.parse_args()
+    if min(*options.threads, options.repetitions) < 1:
+        parser.error("--threads and --repetitions must be at least 1")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     print(f"CUDA device: {gpu}; cores: {usable_cores()}; torch {torch.__version__}")
     for name in options.workload:

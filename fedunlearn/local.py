@@ -123,13 +123,13 @@ class Results:
     num_samples: Counts
 
     def as_updates(
-        self, before: Vector, round_index: int, asked: Collection[ClientId]
+        self, before: Vector, round_index: int | None, asked: Collection[ClientId]
     ) -> Updates:
         """Return the vectors as models; who has no example has no say.
 
         Args:
             before: The model they started from, shape ``(P,)``.
-            round_index: Their round.
+            round_index: Their round; None if they are no round of a model.
             asked: Who was asked.
 
         Raises:

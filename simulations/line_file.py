@@ -36,7 +36,7 @@ class LineFile:
 
     def add(self, value: object) -> None:
         """Append a value."""
-        # Without a buffer: half the time of a text file, and there at once.
-        with open(self._path, "ab", 0) as file:  # noqa: PTH123
+        # With its buffer: alone a file may take a part of a line without a word.
+        with self._path.open("ab") as file:
             file.write(json.dumps(value).encode() + b"\n")
         self.values.append(value)

@@ -1,6 +1,7 @@
 """What methods that work at the leavers share: whom to ask, local descent, the mean."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +12,6 @@ from fedunlearn.method import Clients, UnlearningContext
 from fedunlearn.params import Vector, norm
 from fedunlearn.shards import mean_within
 from fedunlearn.training import Training
-from fedunlearn.updates import Updates
 
 LossOf = Callable[[Rows], LogitGradient]
 """Given the rows of a batch, the loss to descend on it."""
@@ -41,22 +41,16 @@ def contributors(ctx: UnlearningContext) -> tuple[ClientId, ...]:
 def mean_of(found: Results, rest: Vector, shards: int) -> Vector:
     """Return the mean of the leavers' vectors, weighted by examples, shape ``(P,)``.
 
-    If none of them has an example they count alike.
+    Who has no example has no say; if none of them has one they count alike.
 
     Args:
         found: What the leavers returned, shape ``(K, P)``.
-        rest: What stands in blocks of shards that none of them is in, shape ``(P,)``.
+        rest: What stands in blocks that none of them has a say in, shape ``(P,)``.
         shards: Of the model; each block is the mean of the leavers in its shard.
     """
-    sizes = found.num_examples if found.num_examples.any() else found.num_examples + 1
-    updates = Updates(
-        clients=found.clients,
-        before=rest,
-        after=found.values,
-        num_examples=sizes,
-        num_steps=found.num_steps,
-        num_samples=found.num_samples,
-    )
+    if not found.num_examples.any():
+        found = replace(found, num_examples=found.num_examples + 1)
+    updates = found.as_updates(rest, None, found.clients)
     return mean_within(shards).step(updates)
 
 

@@ -27,9 +27,9 @@ import pytest
 
 from fedunlearn.errors import DamagedError, HistoryError
 from fedunlearn.history import ArraysInMemory, DiskHistory
+from fedunlearn.history.index import Index
 from fedunlearn.params import Layout
 from tests.history_helpers import (
-    LAYOUT,
     LEAVER,
     Story,
     WatchedFiles,
@@ -502,21 +502,28 @@ def test_too_many_open_files_are_no_damage(spare, tmp_path):
 
 def test_a_setting_that_was_rolled_back_is_what_it_was(tmp_path):
     """The writer remembers settings; a commit that fails must not change its mind."""
-    refusing = []
+    full, path = [], tmp_path / "index.db"
 
     def before(method, *_):
-        if method == "commit" and refusing:
+        if method == "commit" and full:
             raise sqlite3.OperationalError("database or disk is full")
 
-    with DiskHistory.create(
-        tmp_path, LAYOUT, files=WatchedFiles(before=before)
-    ) as history:
-        history.append_round(a_record(1, (0, 1)))
-        peak = history.holds.peak_bytes
-        refusing.append(True)
-        with pytest.raises(HistoryError):
-            history.append_round(a_record(2, (0, 1)))
-        assert history.holds.peak_bytes == peak
-        refusing.clear()
-        history.append_round(a_record(2, (0, 1)))
-        assert history.holds.peak_bytes > peak
+    files = WatchedFiles(before=before)
+    Index.create(path, {"nbytes": "1"}, {}, files)
+    index, reader = Index(path, write=True), Index(path, write=False)
+
+    def change(value):
+        with index.transaction(files, "append"):
+            assert index.meta("nbytes") == "1"
+            index.set_meta("nbytes", value)
+            assert index.meta("nbytes") == value
+
+    full.append(True)
+    with pytest.raises(sqlite3.OperationalError):
+        change("2")
+    assert index.meta("nbytes") == reader.meta("nbytes") == "1"
+    full.clear()
+    change("3")
+    assert index.meta("nbytes") == reader.meta("nbytes") == "3"
+    index.close()
+    reader.close()

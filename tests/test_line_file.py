@@ -1,5 +1,8 @@
 """Values, one a line, of work that was stopped at any byte."""
 
+import resource
+from contextlib import contextmanager
+
 import pytest
 
 from fedunlearn.errors import DataError
@@ -38,3 +41,27 @@ def test_a_line_that_is_no_json_is_told(tmp_path):
     path.write_text("1\nodd\n")
     with pytest.raises(DataError, match="values, line 2: not JSON"):
         LineFile(path)
+
+
+@contextmanager
+def no_file_beyond(size):
+    """Let every file be full at a size, as a full disk lets it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_line_that_does_not_fit_is_an_error_and_no_value(tmp_path):
+    path = tmp_path / "values"
+    file = LineFile(path)
+    file.add(1)
+    with no_file_beyond(4), pytest.raises(OSError, match="too large"):
+        file.add(123456)
+    assert path.read_bytes() == b"1\n12"
+    assert file.values == [1]
+    again = LineFile(path)
+    again.add(2)
+    assert LineFile(path).values == [1, 2]

@@ -9,6 +9,7 @@ import torch
 from fedunlearn.client import client_app
 from fedunlearn.cost import run_unlearning
 from fedunlearn.errors import ConfigError, RequirementError
+from fedunlearn.local import Results
 from fedunlearn.models import Mlp, Softmax
 from fedunlearn.models.ensemble import Ensemble
 from fedunlearn.params import norm
@@ -23,6 +24,7 @@ from simulations import compare, load_scenario
 from simulations.engine import SimulationGrid
 from strategies import FedQuit, FisherReset, LabelMask, NoT, OutputFilter, Pgd
 from strategies.fed_osd import Slope
+from strategies.forgetting import mean_of
 from strategies.rapid_retrain import FisherTraining
 from strategies.retrain import Retrain
 from strategies.sharded import Sharded
@@ -143,6 +145,28 @@ def test_leavers_of_two_shards_move_each_its_own_block():
         assert second[0].tobytes() == blocks[0].tobytes()
         assert both[0].tobytes() == first[0].tobytes() != blocks[0].tobytes()
         assert both[1].tobytes() == second[1].tobytes() != blocks[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wanted"),
+    [
+        ((0, 5, 0), [9, 9, 2, 2]),  # nobody of the first shard has a say
+        ((3, 5, 1), [1.5, 1.5, 2, 2]),
+        ((0, 0, 0), [2, 2, 2, 2]),
+    ],
+)
+def test_leavers_without_examples_have_no_say_beside_those_with(sizes, wanted):
+    found = Results(
+        clients=(0, 1, 2),
+        values=np.array([[1] * 4, [2] * 4, [3] * 4], np.float32),
+        num_examples=np.array(sizes),
+        num_steps=np.array(sizes),
+        num_samples=np.array(sizes),
+    )
+    rest = np.full(4, 9, np.float32)
+    assert mean_of(found, rest, 2).tolist() == wanted
+    whole = np.average([1, 2, 3], weights=sizes if any(sizes) else None)
+    np.testing.assert_allclose(mean_of(found, rest, 1), whole, rtol=1e-6)
 
 
 # --- the algebra
