@@ -12,6 +12,7 @@ from flwr.app import (
     ConfigRecord,
     Error,
     Message,
+    MessageType,
     MetricRecord,
     RecordDict,
 )
@@ -19,8 +20,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
 from flwr.supercore.run import Run
 
+from fedunlearn.arrays import to_arrays
 from fedunlearn.errors import ConfigError, RunError
+from fedunlearn.params import Layout
 from simulations.engine import SimulationGrid
+from simulations.engine.orders import shared_order
 from tests.flower_helpers import bits, drift_app, initial_arrays, record
 
 
@@ -291,3 +295,34 @@ def test_a_run_is_kept_if_one_is_set():
     run = Run.create_empty(run_id=5)
     grid.set_run(run)
     assert grid.run is run
+
+
+# What is read as one order to all.
+
+ORDERED = Layout(("a", "b"), ((2, 2), (2,)))
+
+
+@pytest.mark.parametrize(
+    ("extra", "one"),
+    [
+        ({}, True),
+        ({"config": ConfigRecord({"server-round": 2})}, True),
+        ({"metrics": MetricRecord({"a": 1})}, False),
+        ({"config": ConfigRecord(), "metrics": MetricRecord()}, False),
+        ({"config": ConfigRecord(), "config 2": ConfigRecord()}, False),
+        ({"arrays 2": to_arrays(np.zeros(6, np.float32), ORDERED)}, False),
+    ],
+)
+def test_an_order_is_one_model_and_at_most_one_config(extra, one):
+    arrays = to_arrays(np.arange(6, dtype=np.float32), ORDERED)
+    content = RecordDict({"arrays": arrays, **extra})
+    with SimulationGrid(ClientApp(), num_clients=3):  # claims an identity
+        messages = [Message(content, node, MessageType.TRAIN) for node in (2, 3)]
+    order = shared_order(messages, ORDERED, 3)
+    assert (order is not None) == one
+    if order is not None:
+        assert order.clients == (1, 2)
+        assert order.model.tolist() == [0, 1, 2, 3, 4, 5]
+        assert order.work.round_index == (2 if extra else 1)
+    content["other"] = ConfigRecord() if one and extra else MetricRecord()
+    assert shared_order(messages, ORDERED, 3) is None

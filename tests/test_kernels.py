@@ -256,6 +256,20 @@ def test_a_tie_in_a_pooling_window_goes_to_the_first_as_in_torch(model):
     assert_close("fused", task, cohort_of_all(task), of_update=1e-4)
 
 
+@pytest.mark.parametrize(
+    "kernel",
+    [name for name in ("fused", "compiled") if "lenet5" in SERVES.get(name, ())],
+)
+@pytest.mark.parametrize("conv", [0, 1])
+def test_of_equal_sums_over_different_patches_the_first_is_hit(kernel, conv):
+    """With no weights all sums are equal, and gradients tell whose patch was taken."""
+    task = task_of("lenet5", (13, 20), batch_size=20, lr=0.2)
+    cohort = cohort_of_all(task)
+    layer = stack_of(task.module(), task.layout).convs[conv]
+    cohort.starts[:, layer.weight], cohort.starts[:, layer.bias] = 0, 0.5
+    assert_close(kernel, task, cohort, of_update=1e-5)
+
+
 def test_a_tie_of_maxima_in_float64():
     """Input gradients of the layer below tell which member of a window was hit."""
     task = task_of("lenet5, odd")
